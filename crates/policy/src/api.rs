@@ -1,0 +1,231 @@
+//! The door between router and policy.
+
+use kvroute_types::{BlockHash, InstanceId, LoadSnapshot, RequestId, Timestamp, TokenCount};
+use serde::{Deserialize, Serialize};
+
+/// What a policy may know of a request.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestView<'a> {
+    /// Number of the request, for logs; no policy decides by it.
+    pub id: RequestId,
+    /// Stable hash of the session key (session header or field, else the first user message).
+    pub session_key: Option<u64>,
+    /// Stable hash of the prefix key (system prompt, else first user message; first 200 characters).
+    pub prefix_key: Option<u64>,
+    /// Chained hashes of the prompt's full blocks, in order.
+    pub prompt_blocks: &'a [BlockHash],
+    /// Prompt length, exact or estimated.
+    pub prompt_tokens: TokenCount,
+    /// Output limit the client asked for; `None` if it set none.
+    pub max_output_tokens: Option<TokenCount>,
+    /// vLLM request priority: lower goes first (R39). 0 unless the client set one.
+    pub priority: i32,
+}
+
+/// What a policy may know of an instance at the moment of a decision.
+///
+/// The router keeps these up to date in place, sorted by `id`; nothing is built per decision.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// The instance.
+    pub id: InstanceId,
+    /// Whether it may be chosen: healthy, not draining, not excluded by an earlier failed try.
+    pub eligible: bool,
+    /// The latest load reading that reached the router; `None` before the first and after expiry.
+    pub load: Option<LoadSnapshot>,
+    /// Requests this router sent there and has not seen end: exact, never stale.
+    pub in_flight: u32,
+    /// Those of `in_flight` that were sent too late to be counted in `load` (all of them if `load` is `None`).
+    pub unseen_in_flight: u32,
+    /// Prompt tokens of requests in flight there that have shown no first token yet, less those believed cached.
+    pub in_flight_uncached_tokens: u64,
+    /// Leading blocks of this prompt that the cache directory believes the instance holds.
+    /// Filled only for policies that ask ([`Needs::index`]), else 0.
+    pub matched_blocks: u32,
+    /// Whether the directory's latest request with this prefix key went here ([`Needs::index`]).
+    pub is_last_for_prefix: bool,
+    /// Whether the directory's latest request with this session key went here ([`Needs::index`]).
+    pub is_last_for_session: bool,
+    /// Sequence number of the latest decision that chose it; 0 if none has. Unique but for 0.
+    pub last_chosen: u64,
+}
+
+impl Candidate {
+    /// A fresh, eligible instance that nothing is known of.
+    pub fn new(id: InstanceId) -> Self {
+        Self {
+            id,
+            eligible: true,
+            load: None,
+            in_flight: 0,
+            unseen_in_flight: 0,
+            in_flight_uncached_tokens: 0,
+            matched_blocks: 0,
+            is_last_for_prefix: false,
+            is_last_for_session: false,
+            last_chosen: 0,
+        }
+    }
+
+    /// Its load by the given signal, in requests.
+    pub fn load(&self, signal: LoadSignal) -> u32 {
+        let (waiting, running) = self.load.map_or((0, 0), |load| (load.waiting, load.running));
+        match signal {
+            LoadSignal::Total => waiting + running + self.unseen_in_flight,
+            LoadSignal::Waiting => waiting,
+            LoadSignal::InFlight => self.in_flight,
+        }
+    }
+}
+
+/// Which figure "load" means.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LoadSignal {
+    /// Waiting + running of the last reading, plus our own requests it could not yet count.
+    #[default]
+    Total,
+    /// The engine's waiting queue alone, as in the original paper; blind until a batch is full.
+    Waiting,
+    /// Our own exact count of unfinished requests; never stale, blind to other routers.
+    InFlight,
+}
+
+/// Signals a policy reads; the router skips the work for the rest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// `matched_blocks`, `is_last_for_prefix`, `is_last_for_session`.
+    pub index: bool,
+    /// `load`: waiting, running.
+    pub load: bool,
+    /// `load.kv_cache_usage` (costly to read in the simulator: it changes at every decode step).
+    pub kv_cache_usage: bool,
+}
+
+/// A change that policies with a running order of instances must hear of.
+///
+/// `candidates` is the router's table, sorted by id, after the change.
+#[derive(Clone, Copy, Debug)]
+pub enum Event<'a> {
+    /// Instances were added or removed: positions in the table moved.
+    MembershipChanged {
+        /// The table.
+        candidates: &'a [Candidate],
+    },
+    /// The load, eligibility or `last_chosen` of one instance changed.
+    CandidateChanged {
+        /// The table.
+        candidates: &'a [Candidate],
+        /// Index of the changed instance in it.
+        position: usize,
+    },
+}
+
+/// Where an instance was chosen, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// The chosen instance's index in the candidate table.
+    pub position: usize,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// Why an instance was chosen. Names are part of the output contract ([`Reason::name`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reason {
+    /// Its turn in the rotation.
+    Rotation,
+    /// The least load of all.
+    LeastLoaded,
+    /// The lesser load of two drawn at random.
+    LesserOfTwo,
+    /// The session's home by hash.
+    SessionHome,
+    /// The prefix's home by hash.
+    PrefixHome,
+    /// The home by hash was too loaded (or there was no key), so the least loaded was taken.
+    Fallback,
+    /// The best score, with some cache affinity in it.
+    CacheScore,
+    /// The best score, without any cache affinity.
+    LoadScore,
+}
+
+impl Reason {
+    /// The name in receipts, records and metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Rotation => "rotation",
+            Self::LeastLoaded => "least-loaded",
+            Self::LesserOfTwo => "lesser-of-two",
+            Self::SessionHome => "session-home",
+            Self::PrefixHome => "prefix-home",
+            Self::Fallback => "fallback",
+            Self::CacheScore => "cache-score",
+            Self::LoadScore => "load-score",
+        }
+    }
+}
+
+/// Collects every candidate's score for the route receipt; does nothing when no receipt is wanted.
+#[derive(Debug, Default)]
+pub struct Scores {
+    enabled: bool,
+    scores: Vec<(InstanceId, f64)>,
+}
+
+impl Scores {
+    /// A collector that keeps scores if `enabled`.
+    pub fn new(enabled: bool) -> Self {
+        Self { enabled, scores: Vec::new() }
+    }
+
+    /// Whether scores are kept; lets a policy skip work that only a receipt needs.
+    pub const fn is_enabled(&self) -> bool {
+        self.enabled
+    }
+
+    /// Notes one candidate's score: higher is better.
+    pub fn record(&mut self, instance: InstanceId, score: f64) {
+        if self.enabled {
+            self.scores.push((instance, score));
+        }
+    }
+
+    /// The scores of the latest decision, in the order noted.
+    pub fn as_slice(&self) -> &[(InstanceId, f64)] {
+        &self.scores
+    }
+
+    /// Forgets them, keeping the memory.
+    pub fn clear(&mut self) {
+        self.scores.clear();
+    }
+}
+
+/// A routing rule.
+pub trait Policy: Send {
+    /// Name on the command line.
+    fn name(&self) -> &'static str;
+
+    /// The signals it reads.
+    fn needs(&self) -> Needs;
+
+    /// Picks an instance among the eligible ones; `None` only if none is eligible.
+    ///
+    /// `candidates` is sorted by id. Equal candidates are told apart by rule (least load, then least
+    /// recently chosen, then id) or by the policy's own seeded generator, never by position.
+    fn choose(
+        &mut self,
+        now: Timestamp,
+        request: &RequestView<'_>,
+        candidates: &[Candidate],
+        scores: &mut Scores,
+    ) -> Option<Decision>;
+
+    /// Hears of a change in the table. Policies that look at all candidates anyway ignore it.
+    fn observe(&mut self, event: Event<'_>) {
+        let _ = event;
+    }
+}

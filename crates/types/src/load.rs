@@ -1,0 +1,20 @@
+//! What an instance says of its own load.
+
+use serde::{Deserialize, Serialize};
+
+use crate::Timestamp;
+
+/// One reading of an instance's gauges.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LoadSnapshot {
+    /// Requests in the engine's waiting queue (`vllm:num_requests_waiting`, R60).
+    pub waiting: u32,
+    /// Requests in the engine's running list (`vllm:num_requests_running`, R60).
+    pub running: u32,
+    /// Fraction of KV blocks in use, `0.0..=1.0` (`vllm:kv_cache_usage_perc`, a fraction despite its
+    /// name; cached blocks that nobody uses count as free, R11).
+    pub kv_cache_usage: f64,
+    /// Requests sent at or before this time are counted in the gauges, later ones are not. A scraper
+    /// that cannot know better uses the time it asked.
+    pub as_of: Timestamp,
+}
