@@ -71,7 +71,9 @@ impl Candidate {
     pub fn load(&self, signal: LoadSignal) -> u32 {
         let (waiting, running) = self.load.map_or((0, 0), |load| (load.waiting, load.running));
         match signal {
-            LoadSignal::Total => waiting + running + self.unseen_in_flight,
+            LoadSignal::Total => {
+                waiting.saturating_add(running).saturating_add(self.unseen_in_flight)
+            }
             LoadSignal::Waiting => waiting,
             LoadSignal::InFlight => self.in_flight,
         }

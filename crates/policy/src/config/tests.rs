@@ -1,0 +1,196 @@
+use super::*;
+use crate::{Affinity, HashRule};
+
+fn parse(text: &str) -> Result<PolicyConfig, ParsePolicyError> {
+    text.parse()
+}
+
+/// The message a user sees, with its cause.
+fn message(text: &str) -> String {
+    parse(text).expect_err("must not parse").to_string()
+}
+
+#[test]
+fn names_variants_tags_and_policies_agree() {
+    assert_eq!(PolicyConfig::all().map(|config| config.name()), PolicyConfig::NAMES);
+    for config in PolicyConfig::all() {
+        assert_eq!(table(config)["kind"].as_str(), Some(config.name()));
+        assert_eq!(config.build(0).unwrap().name(), config.name());
+        assert_eq!(PolicyConfig::from_name(config.name()), Ok(config));
+        assert_eq!(toml::from_str(&format!("kind = \"{}\"", config.name())), Ok(config));
+    }
+}
+
+#[test]
+fn every_field_is_a_described_parameter_and_the_reverse() {
+    for config in PolicyConfig::all() {
+        let mut fields: Vec<_> = table(config).into_iter().map(|(key, _)| key).collect();
+        fields.retain(|field| field != "kind");
+        let mut described: Vec<_> =
+            config.describe().parameters.iter().map(|parameter| parameter.name).collect();
+        described.sort_unstable();
+        assert_eq!(fields, described, "{}", config.name());
+    }
+}
+
+#[test]
+fn described_signals_are_those_the_router_is_asked_for() {
+    let variants = [
+        "jsq:load=in-flight",
+        "p2c:load=waiting",
+        "session-affinity:load=in-flight",
+        "prefix-affinity:load=in-flight",
+        "load-cache:affinity=paper,load=in-flight",
+    ];
+    let variants = variants.map(|text| parse(text).unwrap());
+    for config in PolicyConfig::all().into_iter().chain(variants) {
+        let signals = config.describe().signals;
+        let reads = |names: &[&str]| signals.iter().any(|signal| names.contains(signal));
+        let needs = config.build(0).unwrap().needs();
+        assert_eq!(
+            needs.index,
+            reads(&["matched_blocks", "is_last_for_prefix", "is_last_for_session"]),
+            "{config:?}"
+        );
+        assert_eq!(needs.load, reads(&["waiting", "running"]), "{config:?}");
+        assert_eq!(needs.kv_cache_usage, reads(&["kv_cache_usage"]), "{config:?}");
+    }
+}
+
+#[test]
+fn a_description_shows_the_defaults() {
+    let shown = |name: &str| -> Vec<(&str, String)> {
+        let description = PolicyConfig::from_name(name).unwrap().describe();
+        description.parameters.into_iter().map(|p| (p.name, p.default)).collect()
+    };
+    assert_eq!(shown("round-robin"), []);
+    assert_eq!(
+        shown("prefix-affinity"),
+        [("hash", "rendezvous"), ("queue_threshold", "10"), ("load", "total")]
+            .map(|(name, default)| (name, default.to_owned()))
+    );
+    assert_eq!(
+        shown("load-cache"),
+        [("alpha", "0.7"), ("beta", "0.3"), ("affinity", "blocks"), ("load", "total")]
+            .map(|(name, default)| (name, default.to_owned()))
+    );
+    let tuned = parse("load-cache:alpha=0.1").unwrap().describe();
+    assert_eq!(tuned.parameters[0].default, "0.7", "the default, not the present value");
+}
+
+#[test]
+fn described_defaults_parse_back_to_the_default() {
+    for config in PolicyConfig::all() {
+        let pairs: Vec<_> = config
+            .describe()
+            .parameters
+            .into_iter()
+            .map(|parameter| format!("{}={}", parameter.name, parameter.default))
+            .collect();
+        if !pairs.is_empty() {
+            assert_eq!(parse(&format!("{}:{}", config.name(), pairs.join(","))), Ok(config));
+        }
+    }
+}
+
+#[test]
+fn parameters_on_the_command_line() {
+    assert_eq!(parse("round-robin"), Ok(PolicyConfig::RoundRobin {}));
+    assert_eq!(
+        parse("load-cache:alpha=1,beta=2.5e-1,affinity=paper,load=waiting"),
+        Ok(PolicyConfig::LoadCache(LoadCacheConfig {
+            alpha: 1.0,
+            beta: 0.25,
+            affinity: Affinity::Paper,
+            load: LoadSignal::Waiting,
+        }))
+    );
+    assert_eq!(
+        parse("prefix-affinity:hash=modulo,queue_threshold=3"),
+        Ok(PolicyConfig::PrefixAffinity(PrefixAffinityConfig {
+            hash: HashRule::Modulo,
+            queue_threshold: 3,
+            load: LoadSignal::Total,
+        }))
+    );
+}
+
+#[test]
+fn toml_and_command_line_give_the_same_config() {
+    let from_toml: PolicyConfig =
+        toml::from_str("kind = \"load-cache\"\nalpha = 0.4\nload = \"in-flight\"").unwrap();
+    assert_eq!(parse("load-cache:alpha=0.4,load=in-flight"), Ok(from_toml));
+    let text = toml::to_string(&from_toml).unwrap();
+    assert_eq!(toml::from_str(&text), Ok(from_toml), "and back");
+}
+
+#[test]
+fn errors_say_what_is_wrong_and_what_would_be_right() {
+    assert_eq!(
+        message("random"),
+        "no policy is named `random`; known: round-robin, jsq, p2c, session-affinity, \
+         prefix-affinity, load-cache"
+    );
+    assert_eq!(message("jsq:alpha=1"), "jsq has no parameter `alpha`; known: load");
+    assert_eq!(message("jsq:kind=p2c"), "jsq has no parameter `kind`; known: load");
+    assert_eq!(
+        message("round-robin:load=total"),
+        "round-robin has no parameter `load`; it takes no parameters"
+    );
+    assert_eq!(message("jsq:"), "jsq: `` is not KEY=VALUE; known: load");
+    assert_eq!(message("jsq:load"), "jsq: `load` is not KEY=VALUE; known: load");
+    assert_eq!(
+        message("session-affinity:hash=crc"),
+        "session-affinity: `crc` does not fit `hash` (rendezvous (a new instance moves 1 / N of \
+         the keys) or modulo (moves nearly all))"
+    );
+    assert_eq!(message("jsq:load=total,load=waiting"), "jsq: `load` is given twice; give it once");
+    assert_eq!(
+        message("load-cache:alpha=-1"),
+        "load-cache: `alpha` is -1; give a finite number, at least 0"
+    );
+    assert_eq!(
+        message("load-cache:beta=nan"),
+        "load-cache: `beta` is NaN; give a finite number, at least 0"
+    );
+}
+
+#[test]
+fn a_value_of_the_wrong_kind_keeps_its_cause() {
+    for (text, key) in [
+        ("jsq:load=queue", "load"),
+        ("load-cache:alpha=much", "alpha"),
+        ("prefix-affinity:queue_threshold=-1", "queue_threshold"),
+        ("prefix-affinity:queue_threshold=1.5", "queue_threshold"),
+        ("session-affinity:hash=", "hash"),
+    ] {
+        let error = parse(text).unwrap_err();
+        assert!(
+            matches!(&error, ParsePolicyError::Value { key: named, .. } if *named == key),
+            "{text}: {error}"
+        );
+        assert!(std::error::Error::source(&error).is_some());
+    }
+}
+
+#[test]
+fn stray_keys_in_toml_are_refused() {
+    for text in [
+        "kind = \"round-robin\"\nload = \"total\"",
+        "kind = \"jsq\"\nalpha = 1.0",
+        "kind = \"load-cache\"\ngamma = 1.0",
+        "kind = \"random\"",
+        "load = \"total\"",
+    ] {
+        assert!(toml::from_str::<PolicyConfig>(text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn an_invalid_config_is_not_built() {
+    let config = PolicyConfig::LoadCache(LoadCacheConfig { alpha: -1.0, ..Default::default() });
+    assert!(matches!(
+        config.build(0).err(),
+        Some(InvalidPolicy::Weight { policy: "load-cache", parameter: "alpha", .. })
+    ));
+}
