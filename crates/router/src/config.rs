@@ -1,0 +1,59 @@
+//! Settings of the router core.
+
+use kvroute_cache_index::{ConfigError, HistoryConfig, LastRouteConfig};
+use kvroute_types::BlockSize;
+use serde::{Deserialize, Serialize};
+
+use crate::channel::{InvalidSignal, SignalConfig};
+
+/// Settings of the router core.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RouterConfig {
+    /// Tokens per block of the hash chains in [`kvroute_policy::RequestView::prompt_blocks`].
+    pub block_size: BlockSize,
+    /// Staleness of the cache directory. Its expiry is the age at which a routed prompt no longer counts as held.
+    pub index: SignalConfig,
+    /// Staleness of the load readings.
+    pub load: SignalConfig,
+    /// Most blocks an instance is believed to hold; its number of KV blocks, if known.
+    pub index_capacity_blocks: Option<u32>,
+    /// Bytes the directory may take.
+    pub index_budget_bytes: usize,
+    /// Most prefix keys, and most session keys, whose latest route is remembered.
+    pub last_route_capacity_keys: u32,
+    /// Whether the directory is kept even if the policy does not read it, so that predictions can be compared with
+    /// what the engine reports.
+    pub always_index: bool,
+    /// Whether every decision leaves a [`crate::RouteReceipt`].
+    pub receipts: bool,
+}
+
+impl Default for RouterConfig {
+    fn default() -> Self {
+        Self {
+            block_size: BlockSize::default(),
+            index: SignalConfig::default(),
+            load: SignalConfig::default(),
+            index_capacity_blocks: HistoryConfig::default().capacity_blocks,
+            index_budget_bytes: HistoryConfig::default().budget_bytes,
+            last_route_capacity_keys: LastRouteConfig::default().capacity_keys,
+            always_index: false,
+            receipts: false,
+        }
+    }
+}
+
+/// A router that cannot be built.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum InvalidRouterConfig {
+    /// In the staleness of the cache directory.
+    #[error("in the index signal")]
+    Index(#[source] InvalidSignal),
+    /// In the staleness of the load readings.
+    #[error("in the load signal")]
+    Load(#[source] InvalidSignal),
+    /// In the cache directory.
+    #[error("in the cache directory")]
+    Directory(#[source] ConfigError),
+}

@@ -1,0 +1,284 @@
+//! The router core as its shells use it.
+
+#![expect(clippy::float_cmp, reason = "results are exact")]
+
+use kvroute_policy::{PolicyConfig, Reason, RequestView};
+use kvroute_types::{BlockHash, InstanceId, LoadSnapshot, RequestId, Timestamp, TokenCount};
+use proptest::prelude::*;
+
+use crate::{Refresh, Routed, Router, RouterConfig, SignalConfig};
+
+const A: InstanceId = InstanceId(0);
+const B: InstanceId = InstanceId(1);
+
+fn router(policy: &str, config: RouterConfig) -> Router {
+    let policy: PolicyConfig = policy.parse().unwrap();
+    let mut router = Router::new(config, policy.build(7).unwrap(), 7).unwrap();
+    router.add_instance(A);
+    router.add_instance(B);
+    router
+}
+
+fn at(s: f64) -> Timestamp {
+    Timestamp::from_secs_f64(s)
+}
+
+/// Hashes of a prompt of `blocks` blocks of family `family`.
+fn prompt(family: u64, blocks: u64) -> Vec<BlockHash> {
+    (0..blocks).map(|block| BlockHash(family * 1_000 + block)).collect()
+}
+
+fn view(id: u32, blocks: &[BlockHash]) -> RequestView<'_> {
+    RequestView {
+        id: RequestId(id),
+        session_key: blocks.first().map(|hash| hash.0),
+        prefix_key: blocks.first().map(|hash| hash.0),
+        prompt_blocks: blocks,
+        prompt_tokens: TokenCount(u32::try_from(blocks.len()).unwrap() * 16 + 5),
+        max_output_tokens: None,
+        priority: 0,
+    }
+}
+
+fn load(waiting: u32, running: u32, as_of: Timestamp) -> LoadSnapshot {
+    LoadSnapshot { waiting, running, kv_cache_usage: 0.0, as_of }
+}
+
+fn route(router: &mut Router, now: Timestamp, id: u32, blocks: &[BlockHash]) -> Routed {
+    router.route(now, &view(id, blocks)).unwrap()
+}
+
+#[test]
+fn what_was_routed_is_predicted_and_followed() {
+    let mut router = router("load-cache", RouterConfig::default());
+    let blocks = prompt(1, 10);
+    let first = route(&mut router, at(0.0), 0, &blocks);
+    assert_eq!(first.predicted_cached_tokens, Some(TokenCount(0)));
+    router.end(first.ticket);
+    let second = route(&mut router, at(1.0), 1, &blocks);
+    assert_eq!((second.instance, second.reason), (first.instance, Reason::CacheScore));
+    assert_eq!(second.predicted_cached_tokens, Some(TokenCount(160)));
+    assert_eq!(router.candidates()[second.instance.index()].in_flight_uncached_tokens, 5);
+    router.first_token(&second.ticket);
+    assert_eq!(router.candidates()[second.instance.index()].in_flight_uncached_tokens, 0);
+    router.end(second.ticket);
+    assert_eq!(router.in_flight(), 0);
+}
+
+#[test]
+fn the_whole_prompt_is_never_predicted_cached() {
+    let mut router = router("load-cache", RouterConfig::default());
+    let blocks = prompt(1, 4);
+    let whole = RequestView { prompt_tokens: TokenCount(64), ..view(0, &blocks) };
+    let first = router.route(at(0.0), &whole).unwrap();
+    let second = router.route(at(0.0), &whole).unwrap();
+    assert_eq!(second.predicted_cached_tokens, Some(TokenCount(48)));
+    router.end(first.ticket);
+    router.end(second.ticket);
+}
+
+#[test]
+fn a_directory_behind_its_refresh_does_not_know_yet() {
+    let stale = |refresh, delay_s, loss| {
+        let index = SignalConfig { refresh, delay_s, loss, expiry_s: None };
+        let mut router = router("load-cache", RouterConfig { index, ..RouterConfig::default() });
+        let blocks = prompt(1, 10);
+        let first = route(&mut router, at(0.1), 0, &blocks);
+        let known_at = (1..100).map(f64::from).find(|&s| {
+            let again = route(&mut router, at(s), 1, &blocks);
+            let tokens = again.predicted_cached_tokens;
+            router.end(again.ticket);
+            tokens == Some(TokenCount(160))
+        });
+        router.end(first.ticket);
+        known_at
+    };
+    assert_eq!(stale(Refresh::RealTime, 0.0, 0.0), Some(1.0));
+    assert_eq!(stale(Refresh::EveryS(5.0), 0.0, 0.0), Some(5.0));
+    assert_eq!(stale(Refresh::EveryS(5.0), 2.5, 0.0), Some(8.0));
+    assert_eq!(stale(Refresh::Never, 0.0, 0.0), None);
+    assert_eq!(stale(Refresh::RealTime, 0.0, 1.0), None);
+}
+
+#[test]
+fn an_expired_directory_entry_no_longer_counts() {
+    let index = SignalConfig { expiry_s: Some(10.0), ..SignalConfig::default() };
+    let mut router = router("load-cache", RouterConfig { index, ..RouterConfig::default() });
+    let blocks = prompt(1, 10);
+    let mut predicted = |s| {
+        let Routed { ticket, predicted_cached_tokens, .. } = route(&mut router, at(s), 0, &blocks);
+        router.end(ticket);
+        predicted_cached_tokens.unwrap().0
+    };
+    assert_eq!(
+        [predicted(0.0), predicted(9.0), predicted(18.9), predicted(29.0)],
+        [0, 160, 160, 0]
+    );
+}
+
+#[test]
+fn a_reading_replaces_what_it_counts_and_keeps_what_it_cannot() {
+    let mut router = router("jsq", RouterConfig::default());
+    let early = route(&mut router, at(1.0), 0, &[]);
+    let late = route(&mut router, at(3.0), 1, &[]);
+    assert_eq!((early.instance, late.instance), (A, B));
+    let later = route(&mut router, at(4.0), 2, &[]);
+    assert_eq!(later.instance, A);
+    // A reading of A as of 2 s counts the early request, not the later one.
+    router.observe_load(at(5.0), A, load(0, 1, at(2.0)));
+    let a = &router.candidates()[0];
+    assert_eq!((a.in_flight, a.unseen_in_flight), (2, 1));
+    // The early one ends, which the reading cannot know; the unseen one ends, which we do.
+    router.end(early.ticket);
+    assert_eq!(router.candidates()[0].unseen_in_flight, 1);
+    router.end(later.ticket);
+    assert_eq!(router.candidates()[0].unseen_in_flight, 0);
+    router.end(late.ticket);
+}
+
+#[test]
+fn an_expired_reading_loses_its_vote() {
+    let load_signal = SignalConfig { expiry_s: Some(2.0), ..SignalConfig::default() };
+    let config = RouterConfig { load: load_signal, ..RouterConfig::default() };
+    let mut router = router("jsq", config);
+    router.observe_load(at(0.0), A, load(9, 0, at(0.0)));
+    router.observe_load(at(1.0), B, load(5, 0, at(1.0)));
+    assert_eq!(route(&mut router, at(1.5), 0, &[]).instance, B);
+    // A's reading is gone, so A counts as empty.
+    assert_eq!(route(&mut router, at(2.5), 1, &[]).instance, A);
+    assert_eq!(router.candidates()[0].load, None);
+    assert_eq!(router.candidates()[0].unseen_in_flight, 1);
+}
+
+#[test]
+fn another_try_avoids_the_failed_instance_only_once() {
+    let mut router = router("jsq", RouterConfig::default());
+    let request = view(0, &[]);
+    let retried = router.route_except(at(0.0), &request, &[A]).unwrap();
+    assert_eq!(retried.instance, B);
+    assert!(router.route_except(at(0.0), &request, &[A, B]).is_none());
+    assert_eq!(router.route(at(0.0), &request).unwrap().instance, A);
+    router.end(retried.ticket);
+}
+
+#[test]
+fn membership_changes_keep_the_books_straight() {
+    let mut router = router("load-cache", RouterConfig::default());
+    let blocks = prompt(1, 10);
+    let on_a = route(&mut router, at(0.0), 0, &blocks);
+    let on_b = route(&mut router, at(0.0), 1, &prompt(2, 3));
+    assert_eq!((on_a.instance, on_b.instance), (A, B));
+    router.remove_instance(A);
+    assert_eq!(router.candidates().len(), 1);
+    assert!(router.in_flight_cov().is_some());
+    router.end(on_a.ticket);
+    router.add_instance(InstanceId(5));
+    router.set_eligible(B, false);
+    let moved = route(&mut router, at(1.0), 2, &blocks);
+    assert_eq!(
+        (moved.instance, moved.predicted_cached_tokens),
+        (InstanceId(5), Some(TokenCount(0)))
+    );
+    router.end(moved.ticket);
+    router.end(on_b.ticket);
+    assert_eq!((router.in_flight(), router.in_flight_cov()), (0, None));
+}
+
+#[test]
+fn a_restarted_instance_holds_nothing() {
+    let mut router = router("load-cache", RouterConfig::default());
+    let blocks = prompt(1, 10);
+    let first = route(&mut router, at(0.0), 0, &blocks);
+    router.instance_restarted(first.instance);
+    router.end(first.ticket);
+    let again = route(&mut router, at(1.0), 1, &blocks);
+    assert_eq!(again.predicted_cached_tokens, Some(TokenCount(0)));
+    router.end(again.ticket);
+}
+
+#[test]
+fn the_receipt_shows_every_score_and_the_age_of_every_signal() {
+    let mut router = router(
+        "load-cache:alpha=0.5,beta=0.5",
+        RouterConfig { receipts: true, ..RouterConfig::default() },
+    );
+    let blocks = prompt(1, 10);
+    let first = route(&mut router, at(1.0), 0, &blocks);
+    router.observe_load(at(2.0), first.instance, load(1, 3, at(1.5)));
+    let receipt = route(&mut router, at(4.0), 1, &blocks).receipt.unwrap();
+    let holder = &receipt.candidates[first.instance.index()];
+    assert_eq!(receipt.candidates.len(), 2);
+    assert_eq!(holder.matched_blocks, 10);
+    assert_eq!((holder.waiting, holder.running, holder.in_flight), (Some(1), Some(3), 1));
+    assert_eq!(holder.load_age.unwrap().as_secs_f64(), 2.5);
+    assert_eq!(receipt.index_age.unwrap().as_secs_f64(), 3.0);
+    // 0.5 * 1 - 0.5 * 4/4 against nothing at all: level, so the less loaded one.
+    assert_eq!(receipt.candidates.iter().map(|c| c.score).collect::<Vec<_>>(), [Some(0.0); 2]);
+    assert_eq!((receipt.instance, receipt.reason), (B, Reason::LoadScore));
+    router.end(first.ticket);
+}
+
+#[test]
+fn settings_out_of_range_name_their_signal() {
+    let bad = SignalConfig { loss: 2.0, ..SignalConfig::default() };
+    let policy = || PolicyConfig::from_name("jsq").unwrap().build(0).unwrap();
+    let index = RouterConfig { index: bad.clone(), ..RouterConfig::default() };
+    let load = RouterConfig { load: bad, ..RouterConfig::default() };
+    assert_eq!(Router::new(index, policy(), 0).unwrap_err().to_string(), "in the index signal");
+    assert_eq!(Router::new(load, policy(), 0).unwrap_err().to_string(), "in the load signal");
+}
+
+proptest! {
+    /// Whatever happens in between, work in flight is released to exactly zero.
+    #[test]
+    fn in_flight_work_is_released_exactly(
+        policy in prop::sample::select(PolicyConfig::NAMES.to_vec()),
+        ops in prop::collection::vec((0_u32..8, any::<u16>()), 1..300),
+        load_refresh in prop::sample::select(vec![Refresh::RealTime, Refresh::EveryS(0.5), Refresh::Never]),
+        expiry_s in prop::option::of(Just(0.7)),
+    ) {
+        let load_signal = SignalConfig { refresh: load_refresh, loss: 0.1, expiry_s, delay_s: 0.05 };
+        let config = RouterConfig { load: load_signal.clone(), index: load_signal, ..RouterConfig::default() };
+        let mut router = router(policy, config);
+        let mut tickets = Vec::new();
+        let mut now = Timestamp::ZERO;
+        for (number, (op, pick)) in (0..).zip(ops) {
+            now = now.plus_nanos(u64::from(pick) * 10_000);
+            let id = InstanceId(u32::from(pick % 4));
+            match op {
+                0..=2 => {
+                    let blocks = prompt(u64::from(pick % 5), u64::from(pick % 7));
+                    let routed = router.route(now, &view(number, &blocks));
+                    prop_assert_eq!(routed.is_none(), router.candidates().iter().all(|c| !c.eligible));
+                    tickets.extend(routed.map(|routed| routed.ticket));
+                }
+                3 if !tickets.is_empty() => router.end(tickets.swap_remove(pick as usize % tickets.len())),
+                4 if !tickets.is_empty() => router.first_token(&tickets[pick as usize % tickets.len()]),
+                5 => router.observe_load(now, id, load(u32::from(pick % 3), 1, now)),
+                6 => router.set_eligible(id, pick & 16 == 0),
+                7 if pick & 8 == 0 => router.add_instance(InstanceId(2 + number)),
+                7 => {
+                    let ids: Vec<_> = router.candidates().iter().map(|c| c.id).collect();
+                    router.remove_instance(ids[pick as usize % ids.len()]);
+                    router.add_instance(InstanceId(1_000 + number));
+                }
+                _ => {}
+            }
+            prop_assert_eq!(router.in_flight(), tickets.len());
+            for candidate in router.candidates() {
+                prop_assert!(candidate.unseen_in_flight <= candidate.in_flight);
+            }
+        }
+        for ticket in tickets {
+            router.end(ticket);
+        }
+        prop_assert_eq!(router.in_flight(), 0);
+        prop_assert_eq!(router.in_flight_cov(), None);
+        for candidate in router.candidates() {
+            prop_assert_eq!(
+                (candidate.in_flight, candidate.unseen_in_flight, candidate.in_flight_uncached_tokens),
+                (0, 0, 0)
+            );
+        }
+    }
+}
