@@ -1,0 +1,331 @@
+//! The workload: requests in order of arrival, and the content they share.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use kvroute_types::{BlockSize, RequestId, SessionId, Timestamp, TokenCount};
+
+use crate::{Segment, SegmentId, TokenStream};
+
+/// When a request is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrival {
+    /// At a fixed time, whatever the server does (open loop).
+    At(Timestamp),
+    /// `think` after the previous turn of the same session ended (closed loop).
+    AfterPrevious {
+        /// Time the client takes between the end of one answer and its next message.
+        think: Duration,
+    },
+}
+
+/// One request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkloadRequest {
+    /// Its index in the workload.
+    pub id: RequestId,
+    /// The session it belongs to.
+    pub session: SessionId,
+    /// Turn within the session, from 0.
+    pub turn: u32,
+    /// When it is sent. Turn 0 is always [`Arrival::At`].
+    pub arrival: Arrival,
+    /// Prompt length; at least 1.
+    pub prompt_tokens: TokenCount,
+    /// Output length; at least 1.
+    pub output_tokens: TokenCount,
+    /// Stable hash of the session's identity: what `X-Session-ID` would carry.
+    pub session_key: u64,
+    /// Stable hash of the prompt's beginning, as a router that reads only the first characters sees
+    /// it: the system prompt (or leading document) where the workload has one, else the first
+    /// message; the first two block ids or 64 tokens of a trace that has those; unique where a
+    /// trace has no content identity.
+    pub prefix_key: u64,
+    /// Scheduling priority, lower first (vLLM `priority`); 0 unless a client sets it.
+    pub priority: i32,
+    pub(crate) content: Content,
+    pub(crate) next: Option<RequestId>,
+}
+
+/// A list of segments in the workload's arena. Turns that extend one another share the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Content {
+    pub(crate) start: usize,
+    pub(crate) len: usize,
+}
+
+impl Content {
+    pub(crate) fn range(self) -> std::ops::Range<usize> {
+        self.start..self.start + self.len
+    }
+}
+
+/// Requests ordered by arrival: absolute arrivals never decrease, ids count up from 0, and a
+/// closed-loop session's later turns stand directly behind its first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Workload {
+    pub(crate) name: String,
+    pub(crate) requests: Vec<WorkloadRequest>,
+    pub(crate) sessions: u32,
+    pub(crate) segments: Vec<Segment>,
+    pub(crate) literals: BTreeMap<SegmentId, Vec<u32>>,
+    pub(crate) trace_block_size: Option<BlockSize>,
+    pub(crate) dropped: u32,
+}
+
+impl Workload {
+    /// What the workload is called in results: the trace format or the spec's kind.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The same workload under another name.
+    #[must_use]
+    pub fn with_name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// All requests, indexed by [`RequestId`].
+    pub fn requests(&self) -> &[WorkloadRequest] {
+        &self.requests
+    }
+
+    /// Number of sessions; ids are `0..sessions`.
+    pub fn sessions(&self) -> u32 {
+        self.sessions
+    }
+
+    /// The granularity at which a trace tells content apart; `None` if it is exact or has no
+    /// identity.
+    pub fn trace_block_size(&self) -> Option<BlockSize> {
+        self.trace_block_size
+    }
+
+    /// Records that the reader left out, by the rule its format documents.
+    pub fn dropped(&self) -> u32 {
+        self.dropped
+    }
+
+    /// The request that follows in the same session, if any.
+    pub fn next_turn(&self, request: RequestId) -> Option<RequestId> {
+        self.requests[request.index()].next
+    }
+
+    /// The request's content, prompt first: the tokens after `prompt_tokens` are its output.
+    ///
+    /// In sessions with known text the output is the segment that the next prompt repeats, so that
+    /// blocks filled while decoding can be hit. Traces of block ids do not tell what an answer
+    /// looks like in later prompts; there the output is a segment nobody else has, as if it were
+    /// never re-tokenised to the same ids.
+    pub fn segments(&self, request: &WorkloadRequest) -> &[Segment] {
+        &self.segments[request.content.range()]
+    }
+
+    /// The token ids of a request, prompt first, then output. Real ids where the trace has them.
+    pub fn tokens<'a>(
+        &'a self,
+        request: &WorkloadRequest,
+        stream: &'a TokenStream,
+    ) -> impl Iterator<Item = u32> + 'a {
+        self.segments[request.content.range()].iter().flat_map(move |segment| {
+            let literal = self.literals.get(&segment.id);
+            (0..segment.tokens).map(move |index| match literal {
+                Some(tokens) => tokens[index as usize],
+                None => stream.token(segment.id, index),
+            })
+        })
+    }
+
+    /// The first `n` requests. Sessions cut short simply end there.
+    #[must_use]
+    pub fn take(mut self, n: u32) -> Self {
+        let n = n as usize;
+        if n >= self.requests.len() {
+            return self;
+        }
+        self.requests.truncate(n);
+        for request in &mut self.requests {
+            request.next = request.next.filter(|next| next.index() < n);
+        }
+        // Sessions are numbered by first appearance, so those left are a prefix of the numbers.
+        self.sessions = self.requests.iter().map(|r| r.session.0 + 1).max().unwrap_or(0);
+        self
+    }
+}
+
+/// A request before it has its place in the order.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Draft {
+    pub(crate) session: u32,
+    pub(crate) arrival: Arrival,
+    pub(crate) prompt_tokens: u32,
+    pub(crate) output_tokens: u32,
+    pub(crate) content: Content,
+    pub(crate) session_key: u64,
+    pub(crate) prefix_key: u64,
+}
+
+/// Collects drafts in any order of sessions (turns of one session in order) and sorts them out.
+#[derive(Debug, Default)]
+pub(crate) struct WorkloadBuilder {
+    pub(crate) drafts: Vec<Draft>,
+    segments: Vec<Segment>,
+    pub(crate) literals: BTreeMap<SegmentId, Vec<u32>>,
+    trace_block_size: Option<BlockSize>,
+    pub(crate) dropped: u32,
+}
+
+impl WorkloadBuilder {
+    /// For a trace that tells content apart by blocks of `tokens` tokens.
+    pub(crate) fn with_trace_blocks(tokens: u32) -> Self {
+        Self { trace_block_size: BlockSize::new(tokens), ..Self::default() }
+    }
+
+    /// Stores new content.
+    pub(crate) fn content(&mut self, segments: impl IntoIterator<Item = Segment>) -> Content {
+        let start = self.segments.len();
+        self.extend(Content { start, len: 0 }, segments)
+    }
+
+    /// Stores content that begins with all of `base`, which must be what was stored last.
+    pub(crate) fn extend(
+        &mut self,
+        base: Content,
+        segments: impl IntoIterator<Item = Segment>,
+    ) -> Content {
+        assert_eq!(base.range().end, self.segments.len(), "only the latest content can grow");
+        self.segments.extend(segments.into_iter().filter(|segment| segment.tokens > 0));
+        Content { start: base.start, len: self.segments.len() - base.start }
+    }
+
+    /// Adds a request.
+    pub(crate) fn push(&mut self, draft: Draft) {
+        let content = &self.segments[draft.content.range()];
+        assert_eq!(
+            content.iter().map(|segment| u64::from(segment.tokens)).sum::<u64>(),
+            u64::from(draft.prompt_tokens) + u64::from(draft.output_tokens),
+            "content covers prompt and output"
+        );
+        self.drafts.push(draft);
+    }
+
+    /// Tokens of stored content.
+    #[cfg(test)]
+    pub(crate) fn tokens(&self, content: Content) -> u32 {
+        self.segments[content.range()].iter().map(|segment| segment.tokens).sum()
+    }
+
+    /// Orders the requests and numbers them, their sessions (by first appearance) and turns.
+    pub(crate) fn finish(mut self, name: impl Into<String>) -> Workload {
+        self.sort();
+        let slots = self.drafts.iter().map(|d| d.session as usize + 1).max().unwrap_or(0);
+        let mut latest: Vec<Option<RequestId>> = vec![None; slots];
+        let mut requests: Vec<WorkloadRequest> = Vec::with_capacity(self.drafts.len());
+        let mut sessions = 0;
+        for (id, draft) in (0..).map(RequestId).zip(self.drafts) {
+            let previous = latest[draft.session as usize].replace(id);
+            let (session, turn) = if let Some(previous) = previous {
+                let previous = &mut requests[previous.index()];
+                previous.next = Some(id);
+                (previous.session, previous.turn + 1)
+            } else {
+                sessions += 1;
+                (SessionId(sessions - 1), 0)
+            };
+            requests.push(WorkloadRequest {
+                id,
+                session,
+                turn,
+                arrival: draft.arrival,
+                prompt_tokens: TokenCount(draft.prompt_tokens),
+                output_tokens: TokenCount(draft.output_tokens),
+                session_key: draft.session_key,
+                prefix_key: draft.prefix_key,
+                priority: 0,
+                content: draft.content,
+                next: None,
+            });
+        }
+        Workload {
+            name: name.into(),
+            requests,
+            sessions,
+            segments: self.segments,
+            literals: self.literals,
+            trace_block_size: self.trace_block_size,
+            dropped: self.dropped,
+        }
+    }
+
+    /// Sorts stably by absolute arrival; a relative one counts as its predecessor's.
+    fn sort(&mut self) {
+        let slots = self.drafts.iter().map(|d| d.session as usize + 1).max().unwrap_or(0);
+        let mut latest = vec![Timestamp::ZERO; slots];
+        let mut keyed: Vec<(Timestamp, Draft)> = Vec::with_capacity(self.drafts.len());
+        for draft in self.drafts.drain(..) {
+            let latest = &mut latest[draft.session as usize];
+            if let Arrival::At(at) = draft.arrival {
+                *latest = at;
+            }
+            keyed.push((*latest, draft));
+        }
+        keyed.sort_by_key(|(at, _)| *at);
+        self.drafts = keyed.into_iter().map(|(_, draft)| draft).collect();
+    }
+}
+
+/// A stable 64-bit hash of bytes (FNV-1a, then mixed), for keys made of names.
+pub(crate) fn stable_hash(bytes: &[u8]) -> u64 {
+    let fnv = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    kvroute_types::mix64(fnv)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn draft(builder: &mut WorkloadBuilder, session: u32, arrival: Arrival) {
+        let content = builder.content([Segment { id: SegmentId(u64::from(session)), tokens: 3 }]);
+        builder.push(Draft {
+            session,
+            arrival,
+            prompt_tokens: 2,
+            output_tokens: 1,
+            content,
+            session_key: 0,
+            prefix_key: 0,
+        });
+    }
+
+    fn two_sessions() -> Workload {
+        let mut builder = WorkloadBuilder::default();
+        let after = Arrival::AfterPrevious { think: Duration::from_secs(1) };
+        draft(&mut builder, 5, Arrival::At(Timestamp::from_nanos(20)));
+        draft(&mut builder, 5, after);
+        draft(&mut builder, 2, Arrival::At(Timestamp::from_nanos(10)));
+        draft(&mut builder, 2, after);
+        builder.finish("test")
+    }
+
+    #[test]
+    fn sessions_are_ordered_by_start_and_linked_by_turn() {
+        let workload = two_sessions();
+        let turns: Vec<_> =
+            workload.requests().iter().map(|r| (r.id.0, r.session.0, r.turn)).collect();
+        assert_eq!(turns, [(0, 0, 0), (1, 0, 1), (2, 1, 0), (3, 1, 1)]);
+        assert_eq!(workload.next_turn(RequestId(0)), Some(RequestId(1)));
+        assert_eq!(workload.next_turn(RequestId(1)), None);
+        assert_eq!(workload.segments(&workload.requests()[0])[0].id, SegmentId(2));
+    }
+
+    #[test]
+    fn taking_a_part_cuts_links_and_sessions() {
+        let workload = two_sessions().take(3);
+        assert_eq!(workload.sessions(), 2);
+        assert_eq!(workload.next_turn(RequestId(2)), None);
+        assert_eq!(two_sessions().take(1).sessions(), 1);
+    }
+}
