@@ -1,0 +1,429 @@
+//! The event loop.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+
+use kvroute_engine::{Engine, EngineOutput, EngineRequest, Finished};
+use kvroute_policy::RequestView;
+use kvroute_router::{Refresh, Router, Ticket};
+use kvroute_types::{
+    BlockHash, InstanceId, LoadSnapshot, Outcome, RequestId, RequestRecord, Timestamp, TokenCount,
+};
+use kvroute_workload::{Arrival, Plan, Workload, WorkloadRequest};
+
+use crate::clock::EngineClock;
+use crate::config::{InvalidSim, SimConfig};
+use crate::devices::Devices;
+use crate::outcome::{InstanceOutcome, SimOutcome};
+
+/// Runs the workload through the cluster, from cold caches to the last answer.
+///
+/// `plan` holds the workload's block chains for the engines' block size. `progress` is called now and then with the
+/// number of requests that have ended.
+///
+/// # Errors
+/// [`InvalidSim`] if the configuration is unusable or a request could never run; nothing is simulated then.
+pub fn simulate(
+    config: &SimConfig,
+    workload: &Workload,
+    plan: &Plan,
+    mut progress: impl FnMut(u32),
+) -> Result<SimOutcome, InvalidSim> {
+    let mut cluster = Cluster::new(config, workload, plan)?;
+    let mut reported = 0;
+    while cluster.advance() {
+        if cluster.ended >= reported + PROGRESS_REQUESTS {
+            reported = cluster.ended;
+            progress(reported);
+        }
+    }
+    Ok(cluster.into_outcome())
+}
+
+/// Requests between two calls of `progress`.
+const PROGRESS_REQUESTS: u32 = 1_000;
+
+/// Something that happens at a time known in advance, other than an engine's step or a trace arrival.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Scheduled {
+    /// A client sends the next turn of its session.
+    Arrival(RequestId),
+    /// A request reaches its instance.
+    AtEngine(RequestId),
+}
+
+/// What passes from an instance to router and client, all with the same delay.
+#[derive(Clone, Copy, Debug)]
+enum Response {
+    FirstToken { id: RequestId, cached_tokens: u32 },
+    End(Finished),
+}
+
+/// A request under way.
+#[derive(Debug)]
+struct Live {
+    ticket: Ticket,
+    instance: InstanceId,
+    reason: &'static str,
+    predicted_cached_tokens: Option<TokenCount>,
+    arrival: Timestamp,
+    cached_tokens: u32,
+    first_token: Option<Timestamp>,
+}
+
+struct Cluster<'a> {
+    workload: &'a Workload,
+    plan: &'a Plan,
+    router: Router,
+    engines: Vec<Engine>,
+    clock: EngineClock,
+    devices: Devices,
+
+    /// The next request with an absolute arrival that has not been sent.
+    next_arrival: usize,
+    scheduled: BinaryHeap<Reverse<(Timestamp, u64, Scheduled)>>,
+    /// Breaks ties among scheduled events: first scheduled, first served.
+    sequence: u64,
+    responses: VecDeque<(Timestamp, Response)>,
+    next_reading: Option<Timestamp>,
+    load_interval_ns: u64,
+    /// Whether the policy hears of every change of load at once.
+    pushes_load: bool,
+
+    live: Vec<Option<Live>>,
+    records: Vec<RequestRecord>,
+    ended: u32,
+    end: Timestamp,
+    cov_sum: f64,
+    cov_count: u64,
+
+    /// From the decision to the engine: fixed, and per prompt token.
+    request_delay_s: (f64, f64),
+    response_ns: u64,
+
+    /// Kept for their memory.
+    outputs: Vec<EngineOutput>,
+    hashes: Vec<BlockHash>,
+}
+
+impl<'a> Cluster<'a> {
+    fn new(config: &SimConfig, workload: &'a Workload, plan: &'a Plan) -> Result<Self, InvalidSim> {
+        let SimConfig {
+            instances,
+            policy,
+            engine,
+            profile,
+            instances_per_device,
+            router,
+            network_delay_s,
+            seed,
+        } = config;
+        if *instances == 0 {
+            return Err(InvalidSim::NoInstances);
+        }
+        if *instances_per_device == 0 {
+            return Err(InvalidSim::NoInstancesPerDevice);
+        }
+        if !(network_delay_s.is_finite() && *network_delay_s >= 0.0) {
+            return Err(InvalidSim::NetworkDelay { value: *network_delay_s });
+        }
+        if plan.block_size() != engine.block_size {
+            return Err(InvalidSim::BlockSize {
+                plan: plan.block_size(),
+                engine: engine.block_size,
+            });
+        }
+        let policy = policy.build(*seed).map_err(InvalidSim::Policy)?;
+        let mut router = Router::new(router.clone(), policy, *seed).map_err(InvalidSim::Router)?;
+        let mut engines = Vec::new();
+        for id in 0..*instances {
+            router.add_instance(InstanceId(id));
+            let engine = Engine::new(engine.clone(), profile.step.clone());
+            engines.push(engine.map_err(InvalidSim::Engine)?);
+        }
+        for request in workload.requests() {
+            let fits = engines[0].check(request.prompt_tokens.0, request.output_tokens.0);
+            fits.map_err(|source| InvalidSim::Request { id: request.id, source })?;
+        }
+
+        let reads_load = router.needs().load || router.needs().kv_cache_usage;
+        let load_interval_ns = config.load_interval_ns();
+        let network_ns = Timestamp::from_secs_f64(*network_delay_s).as_nanos();
+        let response_ns = Timestamp::from_secs_f64(profile.response_overhead_s).as_nanos();
+        Ok(Self {
+            workload,
+            plan,
+            clock: EngineClock::new(engines.len()),
+            devices: Devices::new(engines.len(), *instances_per_device as usize),
+            next_arrival: 0,
+            scheduled: BinaryHeap::new(),
+            sequence: 0,
+            responses: VecDeque::new(),
+            next_reading: load_interval_ns.filter(|_| reads_load).map(|_| Timestamp::ZERO),
+            load_interval_ns: load_interval_ns.unwrap_or(u64::MAX),
+            pushes_load: reads_load && router.load_refresh() == Refresh::RealTime,
+            live: workload.requests().iter().map(|_| None).collect(),
+            records: Vec::with_capacity(workload.requests().len()),
+            ended: 0,
+            end: Timestamp::ZERO,
+            cov_sum: 0.0,
+            cov_count: 0,
+            request_delay_s: (
+                network_delay_s + profile.request_overhead_s,
+                profile.request_overhead_s_per_prompt_token,
+            ),
+            response_ns: network_ns + response_ns,
+            outputs: Vec::new(),
+            hashes: Vec::new(),
+            router,
+            engines,
+        })
+    }
+
+    /// Handles the earliest event; false when nothing is left. At one time, engines come first, then answers on their
+    /// way back, then scheduled events, readings and arrivals.
+    fn advance(&mut self) -> bool {
+        let never = Timestamp::MAX;
+        let engine = self.clock.next().unwrap_or(never);
+        let response = self.responses.front().map_or(never, |&(at, _)| at);
+        let scheduled = self.scheduled.peek().map_or(never, |Reverse((at, ..))| *at);
+        let arrival = self.peek_arrival().map_or(never, |(at, _)| at);
+        let work = engine.min(response).min(scheduled).min(arrival);
+        if work == never {
+            return false;
+        }
+        let reading = self.next_reading.unwrap_or(never);
+        let now = work.min(reading);
+        if engine == now {
+            let number = self.clock.next_engine();
+            self.advance_engine(now, number);
+        } else if response == now {
+            self.deliver_response();
+        } else if scheduled == now {
+            self.run_scheduled();
+        } else if reading == now {
+            self.read_loads(now);
+        } else {
+            let (at, id) = self.peek_arrival().expect("an arrival is due");
+            self.next_arrival = id.index() + 1;
+            self.arrive(at, id);
+        }
+        true
+    }
+
+    /// The next request of the workload that is sent at a time of its own.
+    fn peek_arrival(&mut self) -> Option<(Timestamp, RequestId)> {
+        let requests = self.workload.requests();
+        while let Some(request) = requests.get(self.next_arrival) {
+            match request.arrival {
+                Arrival::At(at) => return Some((at, request.id)),
+                Arrival::AfterPrevious { .. } => self.next_arrival += 1,
+            }
+        }
+        None
+    }
+
+    fn schedule(&mut self, at: Timestamp, event: Scheduled) {
+        self.sequence += 1;
+        self.scheduled.push(Reverse((at, self.sequence, event)));
+    }
+
+    fn run_scheduled(&mut self) {
+        let Some(Reverse((at, _, event))) = self.scheduled.pop() else { return };
+        match event {
+            Scheduled::Arrival(id) => self.arrive(at, id),
+            Scheduled::AtEngine(id) => self.reach_engine(at, id),
+        }
+    }
+
+    /// A request arrives at the router: decide, and send it on.
+    fn arrive(&mut self, now: Timestamp, id: RequestId) {
+        let request = &self.workload.requests()[id.index()];
+        let prompt_blocks = self.plan.block_size().full_blocks(request.prompt_tokens).0 as usize;
+        self.hashes.clear();
+        if self.router.keeps_index() {
+            let keys = self.plan.chain(id).keys().take(prompt_blocks);
+            self.hashes.extend(keys.map(kvroute_types::BlockKey::hash));
+        }
+        let view = RequestView {
+            id,
+            session_key: Some(request.session_key),
+            prefix_key: Some(request.prefix_key),
+            prompt_blocks: &self.hashes,
+            prompt_tokens: request.prompt_tokens,
+            max_output_tokens: Some(request.output_tokens),
+            priority: request.priority,
+        };
+        if let Some(cov) = self.router.in_flight_cov() {
+            self.cov_sum += cov;
+            self.cov_count += 1;
+        }
+        let routed = self.router.route(now, &view).expect("every simulated instance is eligible");
+        self.live[id.index()] = Some(Live {
+            ticket: routed.ticket,
+            instance: routed.instance,
+            reason: routed.reason.name(),
+            predicted_cached_tokens: routed.predicted_cached_tokens,
+            arrival: now,
+            cached_tokens: 0,
+            first_token: None,
+        });
+        let at = now.plus_nanos(self.request_delay_ns(request));
+        if at == now {
+            self.reach_engine(now, id);
+        } else {
+            self.schedule(at, Scheduled::AtEngine(id));
+        }
+    }
+
+    /// Time from the decision until the engine has the request: network, HTTP, tokenising.
+    fn request_delay_ns(&self, request: &WorkloadRequest) -> u64 {
+        let (fixed, per_token) = self.request_delay_s;
+        Timestamp::from_secs_f64(fixed + per_token * f64::from(request.prompt_tokens.0)).as_nanos()
+    }
+
+    fn reach_engine(&mut self, now: Timestamp, id: RequestId) {
+        let request = &self.workload.requests()[id.index()];
+        let live = self.live[id.index()].as_ref().expect("it was routed and has not ended");
+        let number = live.instance.index();
+        self.advance_engine(now, number);
+        let submitted = self.engines[number].submit(
+            now,
+            EngineRequest {
+                id,
+                chain: self.plan.chain(id).clone(),
+                prompt_tokens: request.prompt_tokens.0,
+                max_tokens: request.output_tokens.0,
+                stop_after: None,
+                priority: request.priority,
+                skip_reading_prefix_cache: false,
+            },
+        );
+        submitted.expect("every request was checked before the run");
+        self.engine_changed(now, number);
+    }
+
+    /// Lets an engine's time pass and takes what it says.
+    fn advance_engine(&mut self, now: Timestamp, number: usize) {
+        let mut outputs = std::mem::take(&mut self.outputs);
+        self.engines[number].advance(now, &mut outputs);
+        for output in outputs.drain(..) {
+            let (at, response) = match output {
+                EngineOutput::Token { id, at, cached_tokens, .. } => {
+                    (at, Response::FirstToken { id, cached_tokens })
+                }
+                EngineOutput::Finished(finished) => (finished.at, Response::End(finished)),
+                EngineOutput::CacheEvents { .. } => continue,
+            };
+            self.responses.push_back((at.plus_nanos(self.response_ns), response));
+        }
+        self.outputs = outputs;
+        if self.pushes_load {
+            self.read_load(now, number);
+        }
+        self.engine_changed(now, number);
+    }
+
+    /// Notes an engine's next event, and what its being busy or idle means for its neighbours on the device.
+    fn engine_changed(&mut self, now: Timestamp, number: usize) {
+        let is_busy = self.engines[number].is_busy();
+        if let Some((busy, engines)) = self.devices.note(number, is_busy) {
+            for other in engines {
+                // Nothing visible is due before `now`, or it would have been handled.
+                self.engines[other].advance(now, &mut self.outputs);
+                self.engines[other].set_slowdown(now, busy);
+                self.clock.set(other, self.engines[other].next_event());
+            }
+        } else {
+            self.clock.set(number, self.engines[number].next_event());
+        }
+    }
+
+    /// A scrape of all instances.
+    fn read_loads(&mut self, now: Timestamp) {
+        for number in 0..self.engines.len() {
+            self.engines[number].advance(now, &mut self.outputs);
+            self.read_load(now, number);
+            self.clock.set(number, self.engines[number].next_event());
+        }
+        self.next_reading = Some(now.plus_nanos(self.load_interval_ns));
+    }
+
+    fn read_load(&mut self, now: Timestamp, number: usize) {
+        let gauges = *self.engines[number].gauges();
+        let as_of = if self.pushes_load {
+            // The perfect signal knows which requests were sent early enough to have been taken in.
+            let delay = Timestamp::from_secs_f64(self.request_delay_s.0).as_nanos();
+            Timestamp::from_nanos(gauges.as_of.as_nanos().saturating_sub(delay))
+        } else {
+            now
+        };
+        let reading = LoadSnapshot { as_of, ..gauges.into() };
+        let id = InstanceId(u32::try_from(number).expect("instance ids are 32 bits"));
+        self.router.observe_load(now, id, reading);
+    }
+
+    fn deliver_response(&mut self) {
+        let Some((now, response)) = self.responses.pop_front() else { return };
+        match response {
+            Response::FirstToken { id, cached_tokens } => {
+                let live = self.live[id.index()].as_mut().expect("it has not ended");
+                live.first_token = Some(now);
+                live.cached_tokens = cached_tokens;
+                self.router.first_token(&live.ticket);
+            }
+            Response::End(finished) => self.finish(now, &finished),
+        }
+    }
+
+    fn finish(&mut self, now: Timestamp, finished: &Finished) {
+        let request = &self.workload.requests()[finished.id.index()];
+        let live = self.live[finished.id.index()].take().expect("it ends once");
+        self.router.end(live.ticket);
+        self.records.push(RequestRecord {
+            id: request.id,
+            session: request.session,
+            turn: request.turn,
+            instance: Some(live.instance),
+            reason: live.reason,
+            outcome: Outcome::Completed,
+            arrival: live.arrival,
+            scheduled: Some(finished.scheduled),
+            first_token: live.first_token,
+            end: now,
+            prompt_tokens: request.prompt_tokens,
+            cached_tokens: Some(TokenCount(live.cached_tokens)),
+            predicted_cached_tokens: live.predicted_cached_tokens,
+            output_tokens: TokenCount(finished.output_tokens),
+            preemptions: finished.preemptions,
+        });
+        self.ended += 1;
+        self.end = now;
+        if let Some(next) = self.workload.next_turn(request.id)
+            && let Arrival::AfterPrevious { think } = self.workload.requests()[next.index()].arrival
+        {
+            self.schedule(now + think, Scheduled::Arrival(next));
+        }
+    }
+
+    fn into_outcome(mut self) -> SimOutcome {
+        assert_eq!(self.ended as usize, self.workload.requests().len(), "every request ends");
+        assert_eq!(self.router.in_flight(), 0, "nothing is left in flight");
+        self.records.sort_unstable_by_key(|record| record.id);
+        let end = self.end;
+        let instances = (0..).zip(&self.engines).map(|(id, engine)| InstanceOutcome {
+            id: InstanceId(id),
+            counters: *engine.counters(),
+            gauge_totals: engine.gauge_totals(end),
+            inter_token_ns: engine.inter_token_ns().clone(),
+        });
+        SimOutcome {
+            instances: instances.collect(),
+            end,
+            in_flight_cov: (self.cov_count > 0).then(|| self.cov_sum / self.cov_count as f64),
+            decision_log_hash: self.router.decision_log_hash(),
+            index_memory_bytes: self.router.index_memory_bytes(),
+            records: self.records,
+        }
+    }
+}
