@@ -108,15 +108,17 @@ impl Engine {
         totals
     }
 
-    /// Times between two tokens of one request since the start (or the last [`Engine::clear_inter_token`]), ns,
-    /// to three significant digits.
+    /// Times between two tokens of one request since the start (or the last [`Engine::measure_from`]), ns, to three
+    /// significant digits.
     pub const fn inter_token_ns(&self) -> &Histogram<u64> {
         &self.inter_token_ns
     }
 
-    /// Forgets the inter-token times so far, as at the end of a warm-up.
-    pub fn clear_inter_token(&mut self) {
+    /// Forgets the inter-token times and gauge totals so far, as at the end of a warm-up. The engine must have been
+    /// advanced to `now`; its counters go on.
+    pub fn measure_from(&mut self, now: Timestamp) {
         self.inter_token_ns.reset();
+        self.scheduler.gauge_totals = GaugeTotals { until: now, ..GaugeTotals::default() };
     }
 
     /// Whether a step is running or a request waits to be taken in.

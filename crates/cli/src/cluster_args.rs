@@ -1,0 +1,193 @@
+//! Flags that describe the simulated cluster.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use clap::Args;
+use kvroute_engine::EngineConfig;
+use kvroute_policy::PolicyConfig;
+use kvroute_profile::LatencyProfile;
+use kvroute_router::{Refresh, SignalConfig};
+use kvroute_sim::SimConfig;
+use kvroute_types::BlockSize;
+
+use crate::failure::Failure;
+use crate::values;
+
+/// Instances, engine sizes and signals.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ClusterArgs {
+    /// Number of instances; several give a run each.
+    #[arg(long, value_name = "N", num_args = 1.., default_value = "2", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Cluster")]
+    pub(crate) instances: Vec<u32>,
+
+    /// Latency profile: a built-in name (see `kvroute profiles`) or a TOML file.
+    #[arg(
+        long,
+        value_name = "NAME|FILE",
+        default_value = "h100-llama3.1-8b",
+        help_heading = "Cluster"
+    )]
+    profile: String,
+
+    /// KV blocks of an instance, vLLM's null block included [default: the profile's].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..), help_heading = "Cluster")]
+    kv_blocks: Option<u32>,
+
+    /// Tokens per KV block [default: the profile's].
+    #[arg(long, value_name = "B", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Cluster")]
+    block_size: Option<u32>,
+
+    /// Longest sequence, tokens [default: the profile's, or what --kv-blocks can hold].
+    #[arg(long, value_name = "N", help_heading = "Cluster")]
+    max_model_len: Option<u32>,
+
+    /// Token budget of one step [default: the profile's].
+    #[arg(long, value_name = "N", help_heading = "Cluster")]
+    max_num_batched_tokens: Option<u32>,
+
+    /// Most requests that run at once on an instance [default: the profile's].
+    #[arg(long, value_name = "N", help_heading = "Cluster")]
+    max_num_seqs: Option<u32>,
+
+    /// Instances that share one device and slow each other down [default: the profile's].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Cluster")]
+    instances_per_device: Option<u32>,
+
+    /// Schedule step k+1 only after step k, as vLLM with async scheduling off.
+    #[arg(long, help_heading = "Cluster")]
+    sync_scheduling: bool,
+
+    /// Turn the engines' prefix cache off.
+    #[arg(long, help_heading = "Cluster")]
+    no_prefix_caching: bool,
+
+    /// One-way delay between gateway and instances.
+    #[arg(long, value_name = "D", default_value = "0", value_parser = values::duration, help_heading = "Cluster")]
+    network_delay: Duration,
+
+    /// How often the cache directory is brought up to date: 0 for real time, a span of time, or never.
+    #[arg(long, value_name = "D", default_value = "0", value_parser = values::refresh, help_heading = "Staleness")]
+    index_refresh: Refresh,
+
+    /// How often load is read from the instances: 0 for real time, a span of time, or never.
+    #[arg(long, value_name = "D", default_value = "0", value_parser = values::refresh, help_heading = "Staleness")]
+    load_refresh: Refresh,
+
+    /// Delay of news for the cache directory.
+    #[arg(long, value_name = "D", default_value = "0", value_parser = values::duration, help_heading = "Staleness")]
+    index_delay: Duration,
+
+    /// Delay of load readings.
+    #[arg(long, value_name = "D", default_value = "0", value_parser = values::duration, help_heading = "Staleness")]
+    load_delay: Duration,
+
+    /// Share of news for the cache directory that is lost, 0 to 1.
+    #[arg(long, value_name = "X", default_value_t = 0.0, help_heading = "Staleness")]
+    index_loss: f64,
+
+    /// Share of load readings that is lost, 0 to 1.
+    #[arg(long, value_name = "X", default_value_t = 0.0, help_heading = "Staleness")]
+    load_loss: f64,
+
+    /// Age at which entries of the cache directory no longer count [default: never].
+    #[arg(long, value_name = "D", value_parser = values::duration, help_heading = "Staleness")]
+    index_expiry: Option<Duration>,
+
+    /// Age at which load readings no longer count [default: never].
+    #[arg(long, value_name = "D", value_parser = values::duration, help_heading = "Staleness")]
+    load_expiry: Option<Duration>,
+}
+
+impl ClusterArgs {
+    /// The cluster of `instances` instances under a policy and a seed.
+    pub(crate) fn config(
+        &self,
+        profile: &LatencyProfile,
+        policy: PolicyConfig,
+        instances: u32,
+        seed: u64,
+    ) -> Result<SimConfig, Failure> {
+        let mut config = SimConfig::new(instances, policy, profile.clone(), seed);
+        if let Some(block_size) = self.block_size.and_then(BlockSize::new) {
+            config = config.with_block_size(block_size);
+        }
+        if let Some(kv_blocks) = self.kv_blocks {
+            config = config.with_kv_blocks(kv_blocks);
+        }
+        let sizes = &mut config.engine;
+        let set = |size: &mut u32, flag: Option<u32>| *size = flag.unwrap_or(*size);
+        set(&mut sizes.max_num_batched_tokens, self.max_num_batched_tokens);
+        set(&mut sizes.max_num_seqs, self.max_num_seqs);
+        // A model's length is a limit, not a demand: it gives way to a smaller cache unless asked for.
+        let capacity = u64::from(sizes.usable_blocks()) * u64::from(sizes.block_size.get());
+        let fits = u32::try_from(capacity).unwrap_or(u32::MAX).min(sizes.max_model_len);
+        sizes.max_model_len = self.max_model_len.unwrap_or(fits);
+        sizes.async_scheduling = !self.sync_scheduling;
+        sizes.enable_prefix_caching = !self.no_prefix_caching;
+        check_engine(sizes)?;
+        if let Some(instances) = self.instances_per_device {
+            config.instances_per_device = instances;
+        }
+        config.network_delay_s = self.network_delay.as_secs_f64();
+        let signal = |refresh, delay: Duration, loss, expiry: Option<Duration>| SignalConfig {
+            refresh,
+            delay_s: delay.as_secs_f64(),
+            loss,
+            expiry_s: expiry.map(|expiry| expiry.as_secs_f64()),
+        };
+        config.router.index =
+            signal(self.index_refresh, self.index_delay, self.index_loss, self.index_expiry);
+        config.router.load =
+            signal(self.load_refresh, self.load_delay, self.load_loss, self.load_expiry);
+        for (flag, signal) in
+            [("--index-…", &config.router.index), ("--load-…", &config.router.load)]
+        {
+            let checked = signal.validate().with_context(|| format!("in the {flag} flags"));
+            checked.map_err(Failure::Usage)?;
+        }
+        Ok(config)
+    }
+
+    /// The latency profile: built in, or from a file.
+    pub(crate) fn profile(&self) -> Result<LatencyProfile, Failure> {
+        read_profile(&self.profile)
+    }
+}
+
+fn check_engine(engine: &EngineConfig) -> Result<(), Failure> {
+    let checked = engine.validate().context("vLLM would not start with these engine settings");
+    checked.map_err(Failure::Usage)
+}
+
+/// A built-in profile by name, or one from a TOML file.
+pub(crate) fn read_profile(name: &str) -> Result<LatencyProfile, Failure> {
+    if !values::is_file(name) {
+        return LatencyProfile::builtin(name).map_err(Failure::usage);
+    }
+    let read = || -> anyhow::Result<LatencyProfile> {
+        Ok(LatencyProfile::from_toml(&fs::read_to_string(name)?)?)
+    };
+    read().with_context(|| format!("cannot read the profile {name}")).map_err(Failure::Usage)
+}
+
+/// `NAME[:KEY=VALUE,…]…`, or `all` for the six policies at their defaults.
+pub(crate) fn policies(names: &[String]) -> Result<Vec<PolicyConfig>, Failure> {
+    let mut policies = Vec::new();
+    for name in names {
+        if name == "all" {
+            policies.extend(PolicyConfig::all());
+        } else {
+            policies.push(name.parse().map_err(Failure::usage)?);
+        }
+    }
+    for (at, policy) in policies.iter().enumerate() {
+        if policies[..at].contains(policy) {
+            let again =
+                anyhow!("policy {} is asked for twice with the same parameters", policy.name());
+            return Err(Failure::Usage(again));
+        }
+    }
+    Ok(policies)
+}
