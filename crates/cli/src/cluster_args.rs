@@ -119,7 +119,9 @@ impl ClusterArgs {
         let sizes = &mut config.engine;
         let set = |size: &mut u32, flag: Option<u32>| *size = flag.unwrap_or(*size);
         set(&mut sizes.max_num_batched_tokens, self.max_num_batched_tokens);
-        set(&mut sizes.max_num_seqs, self.max_num_seqs);
+        // R4: left alone, the sequences give way to a smaller step.
+        sizes.max_num_seqs =
+            self.max_num_seqs.unwrap_or(sizes.max_num_seqs.min(sizes.max_num_batched_tokens));
         // A model's length is a limit, not a demand: it gives way to a smaller cache unless asked for.
         let capacity = u64::from(sizes.usable_blocks()) * u64::from(sizes.block_size.get());
         let fits = u32::try_from(capacity).unwrap_or(u32::MAX).min(sizes.max_model_len);

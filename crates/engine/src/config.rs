@@ -104,6 +104,27 @@ pub enum InvalidEngineConfig {
         /// Blocks configured.
         kv_blocks: u32,
     },
+    /// A prompt that must be prefilled in one step could exceed the step's budget, and would wait for ever.
+    #[error(
+        "without chunked prefill a prompt of max_model_len {max_model_len} tokens must fit one step of \
+         max_num_batched_tokens {max_num_batched_tokens}; raise that to {max_model_len} or turn chunked prefill on"
+    )]
+    PromptExceedsStep {
+        /// Longest sequence, tokens.
+        max_model_len: u32,
+        /// Token budget of a step.
+        max_num_batched_tokens: u32,
+    },
+    /// More sequences than tokens in a step; vLLM refuses it (R4).
+    #[error(
+        "max_num_seqs {max_num_seqs} is more than max_num_batched_tokens {max_num_batched_tokens}; lower it"
+    )]
+    SequencesExceedStep {
+        /// Sequences that may run at once.
+        max_num_seqs: u32,
+        /// Token budget of a step.
+        max_num_batched_tokens: u32,
+    },
     /// The watermark is not a fraction.
     #[error("watermark is {value}; it is a fraction of the KV blocks, 0.0 to 1.0")]
     Watermark {
@@ -141,6 +162,19 @@ impl EngineConfig {
                 block_size: self.block_size,
                 usable: self.usable_blocks(),
                 kv_blocks: self.kv_blocks,
+            });
+        }
+        let Self { max_num_batched_tokens, max_num_seqs, max_model_len, .. } = *self;
+        if !self.enable_chunked_prefill && max_num_batched_tokens < max_model_len {
+            return Err(InvalidEngineConfig::PromptExceedsStep {
+                max_model_len,
+                max_num_batched_tokens,
+            });
+        }
+        if max_num_seqs > max_num_batched_tokens {
+            return Err(InvalidEngineConfig::SequencesExceedStep {
+                max_num_seqs,
+                max_num_batched_tokens,
             });
         }
         if !(0.0..=1.0).contains(&self.watermark) {

@@ -58,6 +58,7 @@ fn sync(block_size: u32, kv_blocks: u32) -> EngineConfig {
         kv_blocks,
         max_model_len: block_size * (kv_blocks - 1),
         max_num_batched_tokens: 8_192,
+        max_num_seqs: 16,
         async_scheduling: false,
         kv_events: true,
         leap: false,
@@ -91,8 +92,8 @@ impl Bench {
             .collect()
     }
 
-    fn submit(&mut self, at: Timestamp, ask: &Ask) {
-        let request = EngineRequest {
+    fn request(&mut self, ask: &Ask) -> EngineRequest {
+        EngineRequest {
             id: RequestId(ask.id),
             chain: BlockChain::from_keys(self.keys(ask)),
             prompt_tokens: u32::try_from(ask.prompt.len()).unwrap(),
@@ -100,7 +101,11 @@ impl Bench {
             stop_after: ask.stop_after,
             priority: ask.priority,
             skip_reading_prefix_cache: ask.skip_read,
-        };
+        }
+    }
+
+    fn submit(&mut self, at: Timestamp, ask: &Ask) {
+        let request = self.request(ask);
         self.engine.submit(at, request).unwrap();
     }
 
@@ -130,6 +135,17 @@ impl Bench {
     fn settle(&mut self) {
         self.engine.advance(Timestamp::MAX, &mut self.outputs);
         assert!(!self.engine.is_busy());
+    }
+
+    /// Asks for a reset now, lets the engine take it in, and returns whether it was done.
+    fn reset(&mut self, reset_running: bool) -> bool {
+        self.engine.reset_prefix_cache(self.now(), reset_running);
+        self.events(1);
+        let done = self.outputs.iter().rev().find_map(|output| match output {
+            EngineOutput::CacheReset { done, .. } => Some(*done),
+            _ => None,
+        });
+        done.expect("the reset was taken in")
     }
 
     /// Steps formed since the last call, without the empty one that flushes finished ids (R41).
@@ -232,10 +248,10 @@ fn t12_r13_reset_fails_while_running_and_clears_when_idle() {
     let mut bench = Bench::new(sync(16, 100));
     bench.submit(Timestamp::ZERO, &ask(1, 40, 3));
     bench.events(1);
-    assert!(!bench.engine.reset_prefix_cache(false));
+    assert!(!bench.reset(false));
     bench.settle();
     bench.cache_events();
-    assert!(bench.engine.reset_prefix_cache(false));
+    assert!(bench.reset(false));
     let again = bench.run(&[ask(1, 40, 1)]);
     assert_eq!((again.prefix_cache_queries, again.prefix_cache_hits), (40, 0));
     // A reset while idle is published with the next step, ahead of its Stored (R68).
@@ -246,18 +262,21 @@ fn t12_r13_reset_fails_while_running_and_clears_when_idle() {
 
 #[test]
 fn r13_reset_of_running_requests_keeps_their_order_and_readmits_them() {
-    let mut bench = Bench::new(sync(16, 100));
-    for id in 1..=3 {
-        bench.submit(Timestamp::ZERO, &ask(id, 40, 4));
+    // The reset comes during step 2 and is taken in when that is processed: sync, nothing is in flight then and T = 42
+    // is computed anew; async, step 3 is, and its token is dropped (R58).
+    for config in [sync(16, 100), asynchronous(16, 100)] {
+        let mut bench = Bench::new(config);
+        for id in 1..=3 {
+            bench.submit(Timestamp::ZERO, &ask(id, 40, 9));
+        }
+        bench.events(2);
+        bench.steps();
+        assert!(bench.reset(true));
+        assert_eq!(bench.steps()[0], [(1, 42), (2, 42), (3, 42)]);
+        bench.settle();
+        assert_eq!(bench.finished().len(), 3);
+        assert!(bench.finished().iter().all(|f| f.output_tokens == 9 && f.preemptions == 1));
     }
-    bench.events(2);
-    assert!(bench.engine.reset_prefix_cache(true));
-    bench.steps();
-    bench.settle();
-    // They had one token each, their second was in flight and is dropped: T = 41 is computed anew.
-    assert_eq!(bench.steps()[0], [(1, 41), (2, 41), (3, 41)]);
-    assert_eq!(bench.finished().len(), 3);
-    assert!(bench.finished().iter().all(|f| f.output_tokens == 4 && f.preemptions == 1));
 }
 
 #[test]
@@ -368,6 +387,10 @@ fn r28_r66_counts_of_one_request_and_its_repeat() {
             assert_eq!(gained.prompt_tokens_created, created);
             assert_eq!(gained.generation_tokens, 2);
             assert_eq!(gained.finished_length, 1);
+            // The next output after the first is an inter-token time, so each request has one of either (R66).
+            let first_tokens =
+                bench.outputs.iter().filter(|o| matches!(o, EngineOutput::Token { .. }));
+            assert_eq!(first_tokens.count(), id as usize);
         }
         assert_eq!(bench.engine.inter_token_ns().len(), 2);
     }
@@ -406,9 +429,14 @@ fn r36_long_prefills_are_capped_while_others_exist() {
         long_prefill_token_threshold: 20,
         ..sync(16, 100)
     };
-    let mut bench = Bench::new(config);
+    let mut bench = Bench::new(config.clone());
     bench.run(&[ask(1, 50, 1), ask(2, 50, 1)]);
     assert_eq!(bench.steps(), [[(1, 20), (2, 20)], [(1, 20), (2, 20)], [(1, 10), (2, 10)]]);
+    // Adaptive, the cap rises to an even share of the budget.
+    let mut bench =
+        Bench::new(EngineConfig { long_prefill_token_threshold_adaptive: true, ..config });
+    bench.run(&[ask(1, 50, 1), ask(2, 50, 1)]);
+    assert_eq!(bench.steps(), [[(1, 32), (2, 32)], [(1, 18), (2, 18)]]);
 }
 
 #[test]
@@ -455,6 +483,33 @@ fn t4_r47_a_preempted_request_resumes_on_its_cached_blocks() {
     assert_eq!((gained.preempted_queries, gained.preempted_hits), (17, 12));
     assert_eq!((gained.prefix_cache_queries, gained.prefix_cache_hits), (28, 0));
     assert_eq!(bench.finished_one(2).preemptions, 1);
+}
+
+#[test]
+fn r47_the_victims_blocks_are_freed_last_first() {
+    let mut bench = Bench::new(sync(4, 9));
+    bench.submit(Timestamp::ZERO, &ask(1, 14, 4));
+    bench.submit(Timestamp::ZERO, &ask(2, 14, 4));
+    bench.events(3);
+    bench.cache_events();
+    bench.events(1);
+    // b's blocks 5..8 came back as 8, 7, 6, 5 (all registered by then), and a took 8.
+    assert_eq!(bench.free_queue(), [7, 6, 5]);
+    bench.events(1);
+    let removed = |event: &&CacheEvent| matches!(event, CacheEvent::Removed { .. });
+    assert_eq!(bench.cache_events().iter().flatten().filter(removed).count(), 1);
+}
+
+#[test]
+fn r39_priority_orders_the_waiting_queue_before_arrival() {
+    let config =
+        EngineConfig { policy: SchedulingPolicy::Priority, max_num_seqs: 1, ..sync(16, 100) };
+    let mut bench = Bench::new(config);
+    for (id, priority) in [(1, 0), (2, 7), (3, 5), (4, 5)] {
+        bench.submit(Timestamp::ZERO, &Ask { priority, ..ask(id, 20, 1) });
+    }
+    bench.settle();
+    assert_eq!(bench.steps(), [[(1, 20)], [(3, 20)], [(4, 20)], [(2, 20)]]);
 }
 
 /// The observed steps are those of `max_tokens` 5: with 4, `a` would end with its fourth step (R55).
@@ -520,9 +575,16 @@ fn r46_victims_return_in_their_order_of_admission() {
         bench.submit(Timestamp::ZERO, &ask(id, prompt, 12));
     }
     bench.settle();
-    let finished: Vec<u32> = bench.finished().iter().map(|f| f.id.0).collect();
-    assert_eq!(finished, [1, 2, 3]);
-    assert!(bench.finished_one(3).preemptions > 0 && bench.finished_one(2).preemptions > 0);
+    // c goes first, b later; when a has ended they come back in their old order, in one step.
+    let resumed: Vec<Vec<u32>> =
+        bench.steps().iter().map(|step| step.iter().map(|&(id, _)| id).collect()).collect();
+    assert!(resumed.contains(&vec![1, 2]) && resumed.contains(&vec![1]), "{resumed:?}");
+    assert_eq!(
+        *resumed.iter().skip_while(|step| **step != [1]).find(|step| **step != [1]).unwrap(),
+        [2, 3]
+    );
+    assert_eq!(bench.finished_one(3).preemptions, 1);
+    assert_eq!(bench.finished_one(2).preemptions, 1);
 }
 
 #[test]
@@ -605,16 +667,56 @@ fn r55_ending_by_max_tokens_wastes_no_slot_and_by_eos_wastes_one() {
 }
 
 #[test]
+fn r49_eos_counts_before_the_length_limit() {
+    for config in [sync(16, 100), asynchronous(16, 100)] {
+        let mut bench = Bench::new(config);
+        let gained = bench.run(&[Ask { stop_after: Some(3), ..ask(1, 20, 3) }]);
+        assert_eq!((gained.finished_stop, gained.finished_length), (1, 0));
+    }
+}
+
+#[test]
+fn r37_without_chunked_prefill_a_prompt_waits_for_a_step_it_fits() {
+    let whole = EngineConfig {
+        enable_chunked_prefill: false,
+        max_model_len: 64,
+        max_num_batched_tokens: 64,
+        max_num_seqs: 8,
+        ..sync(16, 100)
+    };
+    let mut bench = Bench::new(whole.clone());
+    bench.run(&[ask(1, 50, 1), ask(2, 50, 1)]);
+    assert_eq!(bench.steps(), [[(1, 50)], [(2, 50)]]);
+    let error = Engine::new(EngineConfig { max_model_len: 65, ..whole }, StepModel::zero());
+    assert!(error.unwrap_err().to_string().contains("raise that to 65"));
+}
+
+#[test]
+fn r58_slots_of_requests_that_end_while_preempted_are_reused() {
+    let mut bench = Bench::new(asynchronous(4, 9));
+    for round in 0..5 {
+        bench.run(&[ask(2 * round, 14, 7), ask(2 * round + 1, 14, 3)]);
+    }
+    assert_eq!(bench.finished().len(), 10);
+    assert!(bench.engine.scheduler.requests.len() <= 2);
+}
+
+#[test]
 fn r69_a_duplicate_is_stored_twice_and_removed_twice() {
     let mut bench = Bench::new(sync(16, 4));
     bench.run(&[ask_tokens(1, tokens(7, 16), 1)]);
     bench.run(&[ask_tokens(2, tokens(7, 16), 1)]);
-    bench.run(&[ask(3, 47, 1)]);
+    // 48 tokens fill the pool and leave no room for an output: the front end would refuse it (R79), the scheduler not.
+    let whole = bench.request(&ask(3, 48, 1));
+    bench.engine.scheduler.add(bench.now(), bench.now(), whole);
+    // An input wakes the idle engine.
+    bench.engine.abort(bench.now(), RequestId(99));
+    bench.settle();
     let events: Vec<CacheEvent> = bench.cache_events().into_iter().flatten().collect();
     let h = || vec![BlockKey(0)];
     assert_eq!(events[..2], [0, 1].map(|_| CacheEvent::Stored { keys: h(), parent: None }));
     assert_eq!(events[2..4], [0, 1].map(|_| CacheEvent::Removed { key: BlockKey(0) }));
-    assert!(matches!(&events[4], CacheEvent::Stored { keys, parent: None } if keys.len() == 2));
+    assert!(matches!(&events[4], CacheEvent::Stored { keys, parent: None } if keys.len() == 3));
 }
 
 #[test]

@@ -42,6 +42,7 @@ pub struct Engine {
 pub(crate) enum Input {
     Submit(EngineRequest),
     Abort(RequestId),
+    ResetPrefixCache { reset_running: bool },
 }
 
 /// A request that the engine would answer with an error instead of running it (R79).
@@ -156,10 +157,10 @@ impl Engine {
         self.input(at, Input::Abort(id));
     }
 
-    /// Empties the prefix cache; with `reset_running` running requests start over (R13). False if blocks are in use.
-    pub fn reset_prefix_cache(&mut self, reset_running: bool) -> bool {
-        self.end_leap();
-        self.scheduler.reset_prefix_cache(reset_running)
+    /// Asks at `at` for the prefix cache to be emptied; with `reset_running` running requests start over (R13). Taken
+    /// in with the other inputs, between two steps; [`EngineOutput::CacheReset`] tells the result.
+    pub fn reset_prefix_cache(&mut self, at: Timestamp, reset_running: bool) {
+        self.input(at, Input::ResetPrefixCache { reset_running });
     }
 
     /// Tells how many engines on its device are busy from `now` on, itself included; the step that runs is stretched
@@ -227,7 +228,7 @@ impl Engine {
             self.process(now, batch, outputs);
         }
         loop {
-            self.drain_inputs(now);
+            self.drain_inputs(now, outputs);
             let mut computes = false;
             if self.scheduler.has_requests() {
                 let batch = self.form_batch(now);
@@ -310,31 +311,26 @@ impl Engine {
         if !self.inputs.iter().any(is_due) {
             return;
         }
-        // A request that was aborted before it was taken in never enters.
-        let due: Vec<RequestId> = self
-            .inputs
-            .iter()
-            .filter(|input| is_due(input))
-            .map(|(_, input)| match input {
-                Input::Submit(request) => request.id,
-                Input::Abort(id) => *id,
-            })
-            .collect();
-        self.inputs.retain(|input| match input {
-            (_, Input::Submit(request)) => !due.contains(&request.id),
-            (at, Input::Abort(_)) => *at > now,
-        });
-        for id in due {
+        let (due, rest): (VecDeque<_>, VecDeque<_>) = self.inputs.drain(..).partition(is_due);
+        self.inputs = rest;
+        for (_, input) in due {
+            let Input::Abort(id) = input else { continue };
+            // A request that was aborted before it was taken in never enters.
+            self.inputs.retain(|(_, input)| !matches!(input, Input::Submit(r) if r.id == id));
             self.scheduler.abort(id);
         }
     }
 
-    fn drain_inputs(&mut self, now: Timestamp) {
+    fn drain_inputs(&mut self, now: Timestamp, outputs: &mut Vec<EngineOutput>) {
         self.drained = now;
         while let Some((at, input)) = self.inputs.pop_front_if(|(at, _)| *at <= now) {
             match input {
-                Input::Submit(request) => self.scheduler.add(at, request),
+                Input::Submit(request) => self.scheduler.add(now, at, request),
                 Input::Abort(id) => self.scheduler.abort(id),
+                Input::ResetPrefixCache { reset_running } => {
+                    let done = self.scheduler.reset_prefix_cache(reset_running);
+                    outputs.push(EngineOutput::CacheReset { at: now, done });
+                }
             }
         }
     }

@@ -82,6 +82,7 @@ fn configs() -> impl Strategy<Value = EngineConfig> {
         prop_oneof![Just(16_u32), Just(64), Just(2048)],
         prop_oneof![Just(1_u32), Just(3), Just(64)],
         any::<(bool, bool, bool, bool)>(),
+        prop::bool::weighted(0.8),
         prop_oneof![3 => Just(0_u32), 1 => Just(20)],
         prop_oneof![3 => Just(0.0), 1 => Just(0.1)],
     )
@@ -92,6 +93,7 @@ fn configs() -> impl Strategy<Value = EngineConfig> {
                 budget,
                 seqs,
                 (is_async, priority, caching, reserve),
+                chunked,
                 threshold,
                 watermark,
             )| {
@@ -101,8 +103,9 @@ fn configs() -> impl Strategy<Value = EngineConfig> {
                     block_size: BlockSize::new(block_size).unwrap(),
                     kv_blocks,
                     max_model_len: 320,
-                    max_num_batched_tokens: budget,
-                    max_num_seqs: seqs,
+                    max_num_batched_tokens: if chunked { budget } else { budget.max(320) },
+                    max_num_seqs: seqs.min(budget),
+                    enable_chunked_prefill: chunked,
                     enable_prefix_caching: caching,
                     long_prefill_token_threshold: threshold,
                     scheduler_reserve_full_isl: reserve,

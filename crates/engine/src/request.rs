@@ -49,6 +49,8 @@ pub(crate) struct Request {
     pub(crate) prompt: u32,
     /// Outputs at which it ends by length, `max_model_len` included.
     pub(crate) max_outputs: u32,
+    /// Outputs after which the model ends by itself.
+    pub(crate) stop_after: Option<u32>,
     /// Outputs at which it ends at all.
     pub(crate) end_outputs: u32,
     pub(crate) priority: i32,
@@ -82,6 +84,8 @@ pub(crate) struct Request {
     pub(crate) unreported_preemptions: u32,
     /// Tokens found cached at first admission (R28).
     pub(crate) cached: u32,
+    /// When the scheduler took it in (R64).
+    pub(crate) queued: Timestamp,
     pub(crate) scheduled: Option<Timestamp>,
     pub(crate) first_token: Option<Timestamp>,
     pub(crate) last_token: Timestamp,
@@ -96,6 +100,7 @@ impl Request {
             chain: request.chain,
             prompt: request.prompt_tokens,
             max_outputs,
+            stop_after: request.stop_after,
             end_outputs: request.stop_after.map_or(max_outputs, |stop| stop.min(max_outputs)),
             priority: request.priority,
             skip_read: request.skip_reading_prefix_cache,
@@ -114,6 +119,7 @@ impl Request {
             preemptions: 0,
             unreported_preemptions: 0,
             cached: 0,
+            queued: arrival,
             scheduled: None,
             first_token: None,
             last_token: Timestamp::ZERO,

@@ -105,8 +105,9 @@ impl Scheduler {
     }
 
     /// Puts a request at the back of the waiting queue.
-    pub(crate) fn add(&mut self, arrival: Timestamp, request: EngineRequest) {
+    pub(crate) fn add(&mut self, now: Timestamp, arrival: Timestamp, request: EngineRequest) {
         let mut request = Request::new(arrival, request, self.config.max_model_len);
+        request.queued = now;
         request.table = self.spare_tables.pop().unwrap_or_default();
         let key = priority_key(&request);
         let slot = if let Some(slot) = self.free_slots.pop() {
@@ -466,7 +467,7 @@ impl Scheduler {
         mut gap: impl FnMut(u64),
     ) {
         let mut new_tokens = 0;
-        let mut any_running_ended = false;
+        let (mut any_ended, mut any_running_ended) = (false, false);
         for item in &batch.items {
             let request = &mut self.requests[item.slot as usize];
             request.in_flight -= 1;
@@ -494,12 +495,15 @@ impl Scheduler {
             let request = &self.requests[item.slot as usize];
             if request.outputs >= request.end_outputs {
                 outputs.push(EngineOutput::Finished(self.finish(now, item.slot)));
+                any_ended = true;
                 any_running_ended |= was_running;
             }
         }
         if any_running_ended {
             self.running.retain(|&slot| self.requests[slot as usize].status == Status::Running);
             self.running_version += 1;
+        }
+        if any_ended {
             for item in &batch.items {
                 self.release_if_unused(item.slot);
             }
@@ -571,7 +575,8 @@ impl Scheduler {
     /// Ends a request that has all its tokens. The caller takes it off the running list.
     fn finish(&mut self, now: Timestamp, slot: Slot) -> Finished {
         let request = &self.requests[slot as usize];
-        let reason = if request.end_outputs < request.max_outputs {
+        // EOS is looked for first (R49).
+        let reason = if request.stop_after == Some(request.outputs) {
             FinishReason::Stop
         } else {
             FinishReason::Length
@@ -584,6 +589,7 @@ impl Scheduler {
             id: request.id,
             at: now,
             reason,
+            queued: request.queued,
             scheduled: request.scheduled.expect("it ran, so it was scheduled"),
             first_token: request.first_token.expect("it has all its tokens"),
             cached_tokens: request.cached,

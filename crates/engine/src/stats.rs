@@ -111,6 +111,13 @@ pub enum EngineOutput {
     },
     /// A request ended; its last token came with it.
     Finished(Finished),
+    /// A reset of the prefix cache was taken in (R13).
+    CacheReset {
+        /// When.
+        at: Timestamp,
+        /// Whether the cache is empty now; false if blocks were in use.
+        done: bool,
+    },
     /// Cache events published with a step's outputs (R68), at the time given.
     CacheEvents {
         /// When the step ended.
@@ -129,6 +136,8 @@ pub struct Finished {
     pub at: Timestamp,
     /// Why it ended.
     pub reason: FinishReason,
+    /// When the scheduler took it in (R64).
+    pub queued: Timestamp,
     /// When the first step that admitted it was formed (R64).
     pub scheduled: Timestamp,
     /// When its first token was out.
