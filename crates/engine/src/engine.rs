@@ -28,6 +28,8 @@ pub struct Engine {
     pub(crate) front_end: Timestamp,
     /// Latest time the inputs were drained.
     pub(crate) drained: Timestamp,
+    /// Latest time that anything came in with them.
+    pub(crate) taken_in: Timestamp,
     /// Number of engines that share the device and are busy now, this one included: steps take that many times longer.
     slowdown: u32,
     pub(crate) leap: Option<Leap>,
@@ -79,6 +81,7 @@ impl Engine {
             pipeline: VecDeque::new(),
             front_end: Timestamp::ZERO,
             drained: Timestamp::ZERO,
+            taken_in: Timestamp::ZERO,
             slowdown: 1,
             leap: None,
             inter_token_ns: Histogram::new(3).expect("3 significant digits are allowed"),
@@ -324,6 +327,7 @@ impl Engine {
     fn drain_inputs(&mut self, now: Timestamp, outputs: &mut Vec<EngineOutput>) {
         self.drained = now;
         while let Some((at, input)) = self.inputs.pop_front_if(|(at, _)| *at <= now) {
+            self.taken_in = now;
             match input {
                 Input::Submit(request) => self.scheduler.add(now, at, request),
                 Input::Abort(id) => self.scheduler.abort(id),

@@ -63,6 +63,9 @@ impl Engine {
         if self.leap.is_some() || !self.config().leap || self.config().report_tokens {
             return;
         }
+        if !self.gauges_are_up_to_date() {
+            return;
+        }
         let Some(last_token) = self.common_last_token() else { return };
         let steps = self.alike_steps();
         if steps < MIN_STEPS {
@@ -105,6 +108,15 @@ impl Engine {
             request.outputs += leap.taken;
             request.last_token = leap.last_token;
         }
+    }
+
+    /// Whether the gauges show all that came in, so that they stand still during a leap.
+    fn gauges_are_up_to_date(&self) -> bool {
+        let scheduler = &self.scheduler;
+        let gauges = &scheduler.gauges;
+        gauges.as_of >= self.taken_in
+            && gauges.running as usize == scheduler.running.len()
+            && gauges.waiting as usize == scheduler.waiting_len()
     }
 
     /// The end of the latest step, if every running request had a token in it and is in every batch in flight.

@@ -164,7 +164,7 @@ fn run(config: &EngineConfig, arrivals: &[Arrival], slowdowns: bool) -> Seen {
     }
     inputs.sort_by_key(|&(at, number, submit)| (at, submit.is_none(), number));
     for (at, number, submit) in inputs {
-        engine.advance(at, &mut outputs);
+        advance_checking_visibility(&mut engine, at, &mut outputs);
         check(&engine);
         gauges.push(*engine.gauges());
         if slowdowns {
@@ -201,6 +201,27 @@ fn run(config: &EngineConfig, arrivals: &[Arrival], slowdowns: bool) -> Seen {
         gaps: gaps.iter_recorded().map(|v| (v.value_iterated_to(), v.count_at_value())).collect(),
         free_queue: engine.scheduler.pool.free_queue(),
     }
+}
+
+/// Lets time pass, holding the engine to its word: before `next_event` no token, end or change of the queues shows.
+fn advance_checking_visibility(
+    engine: &mut Engine,
+    until: Timestamp,
+    outputs: &mut Vec<EngineOutput>,
+) {
+    while let Some(next) = engine.next_event().filter(|&next| next <= until) {
+        let before = (engine.gauges().waiting, engine.gauges().running);
+        let seen = outputs.len();
+        engine.advance(Timestamp::from_nanos(next.as_nanos().saturating_sub(1)), outputs);
+        if next > Timestamp::ZERO {
+            assert_eq!((engine.gauges().waiting, engine.gauges().running), before);
+            let is_quiet =
+                |output: &EngineOutput| matches!(output, EngineOutput::CacheEvents { .. });
+            assert!(outputs[seen..].iter().all(is_quiet), "something showed before {next}");
+        }
+        engine.advance(next, outputs);
+    }
+    engine.advance(until, outputs);
 }
 
 /// Blocks are conserved: every block is either free or held, and a running request has room for what it computed.

@@ -104,6 +104,11 @@ impl Scheduler {
         self.unfinished > 0 || self.finished_since_step
     }
 
+    /// Requests in the waiting queue.
+    pub(crate) fn waiting_len(&self) -> usize {
+        self.waiting.len()
+    }
+
     /// Puts a request at the back of the waiting queue.
     pub(crate) fn add(&mut self, now: Timestamp, arrival: Timestamp, request: EngineRequest) {
         let mut request = Request::new(arrival, request, self.config.max_model_len);
