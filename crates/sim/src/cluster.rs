@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
-use kvroute_engine::{Engine, EngineOutput, EngineRequest, Finished};
+use kvroute_engine::{Counters, Engine, EngineOutput, EngineRequest, Finished, Gauges};
 use kvroute_policy::RequestView;
 use kvroute_router::{Refresh, Router, Ticket};
 use kvroute_types::{
@@ -71,6 +71,55 @@ struct Live {
     first_token: Option<Timestamp>,
 }
 
+/// What the perfect load signal knows of one instance: every change, and exactly which requests are counted in it.
+///
+/// Steps that change neither are no news, so that a lost or an expired piece of news means the same however the engine
+/// gets through its steps.
+#[derive(Clone, Debug, Default)]
+struct PerfectLoad {
+    /// Requests that were sent and are not in the gauges yet, in the order of their sending.
+    uncounted: VecDeque<(Timestamp, RequestId)>,
+    /// Those of them that are there, in the order in which the engine takes them in.
+    arrived: VecDeque<RequestId>,
+    /// When the latest request was sent.
+    sent: Timestamp,
+    /// Requests in the gauges so far, ended ones included.
+    counted: u64,
+    /// Waiting, running and `counted` at the latest news.
+    told: (u32, u32, u64),
+}
+
+impl PerfectLoad {
+    fn sent(&mut self, now: Timestamp, id: RequestId) {
+        self.sent = now;
+        self.uncounted.push_back((now, id));
+    }
+
+    /// The gauges, if they tell anything new; `ended` requests have left them.
+    fn news(&mut self, gauges: &Gauges, ended: u64) -> Option<LoadSnapshot> {
+        let Gauges { waiting, running, .. } = *gauges;
+        let counted = ended + u64::from(waiting) + u64::from(running);
+        while self.counted < counted {
+            let id = self.arrived.pop_front().expect("what is counted has arrived");
+            let at = self.uncounted.iter().position(|(_, uncounted)| *uncounted == id);
+            self.uncounted.remove(at.expect("it is counted once"));
+            self.counted += 1;
+        }
+        // Of requests sent at one time, none counts as seen before all are. Nothing can be seen to precede the run.
+        let as_of = match self.uncounted.front() {
+            Some((first, _)) => Timestamp::from_nanos(first.as_nanos().checked_sub(1)?),
+            None => self.sent,
+        };
+        let told = (waiting, running, counted);
+        let is_news = std::mem::replace(&mut self.told, told) != told;
+        is_news.then(|| LoadSnapshot { as_of, ..(*gauges).into() })
+    }
+}
+
+fn instance_id(number: usize) -> InstanceId {
+    InstanceId(u32::try_from(number).expect("instance ids are 32 bits"))
+}
+
 struct Cluster<'a> {
     workload: &'a Workload,
     plan: &'a Plan,
@@ -87,13 +136,16 @@ struct Cluster<'a> {
     responses: VecDeque<(Timestamp, Response)>,
     next_reading: Option<Timestamp>,
     load_interval_ns: u64,
-    /// Whether the policy hears of every change of load at once.
-    pushes_load: bool,
+    /// By instance, if the policy hears of every change of load at once; else empty.
+    perfect_loads: Vec<PerfectLoad>,
 
     live: Vec<Option<Live>>,
     records: Vec<RequestRecord>,
     ended: u32,
     end: Timestamp,
+    /// From when to measure; `None` once that has begun.
+    measure_from: Option<Timestamp>,
+    measured_from: Timestamp,
     cov_sum: f64,
     cov_count: u64,
 
@@ -116,6 +168,7 @@ impl<'a> Cluster<'a> {
             instances_per_device,
             router,
             network_delay_s,
+            measure_from_s,
             seed,
         } = config;
         if *instances == 0 {
@@ -124,12 +177,22 @@ impl<'a> Cluster<'a> {
         if *instances_per_device == 0 {
             return Err(InvalidSim::NoInstancesPerDevice);
         }
-        if !(network_delay_s.is_finite() && *network_delay_s >= 0.0) {
-            return Err(InvalidSim::NetworkDelay { value: *network_delay_s });
+        for (key, value) in
+            [("network_delay_s", *network_delay_s), ("measure_from_s", *measure_from_s)]
+        {
+            if !(value.is_finite() && value >= 0.0) {
+                return Err(InvalidSim::Seconds { key, value });
+            }
         }
         if plan.block_size() != engine.block_size {
             return Err(InvalidSim::BlockSize {
                 plan: plan.block_size(),
+                engine: engine.block_size,
+            });
+        }
+        if router.block_size != engine.block_size {
+            return Err(InvalidSim::RouterBlockSize {
+                router: router.block_size,
                 engine: engine.block_size,
             });
         }
@@ -147,6 +210,8 @@ impl<'a> Cluster<'a> {
         }
 
         let reads_load = router.needs().load || router.needs().kv_cache_usage;
+        let hears_all = reads_load && router.load_refresh() == Refresh::RealTime;
+        let perfect_loads = if hears_all { engines.len() } else { 0 };
         let load_interval_ns = config.load_interval_ns();
         let network_ns = Timestamp::from_secs_f64(*network_delay_s).as_nanos();
         let response_ns = Timestamp::from_secs_f64(profile.response_overhead_s).as_nanos();
@@ -161,11 +226,13 @@ impl<'a> Cluster<'a> {
             responses: VecDeque::new(),
             next_reading: load_interval_ns.filter(|_| reads_load).map(|_| Timestamp::ZERO),
             load_interval_ns: load_interval_ns.unwrap_or(u64::MAX),
-            pushes_load: reads_load && router.load_refresh() == Refresh::RealTime,
+            perfect_loads: vec![PerfectLoad::default(); perfect_loads],
             live: workload.requests().iter().map(|_| None).collect(),
             records: Vec::with_capacity(workload.requests().len()),
             ended: 0,
             end: Timestamp::ZERO,
+            measure_from: Some(Timestamp::from_secs_f64(*measure_from_s)),
+            measured_from: Timestamp::ZERO,
             cov_sum: 0.0,
             cov_count: 0,
             request_delay_s: (
@@ -194,6 +261,9 @@ impl<'a> Cluster<'a> {
         }
         let reading = self.next_reading.unwrap_or(never);
         let now = work.min(reading);
+        if let Some(from) = self.measure_from.take_if(|from| *from <= now) {
+            self.begin_measurement(from);
+        }
         if engine == now {
             let number = self.clock.next_engine();
             self.advance_engine(now, number);
@@ -209,6 +279,18 @@ impl<'a> Cluster<'a> {
             self.arrive(at, id);
         }
         true
+    }
+
+    /// The warm-up is over. Nothing visible is due before `from`, or it would have been handled.
+    fn begin_measurement(&mut self, from: Timestamp) {
+        self.measured_from = from;
+        if from > Timestamp::ZERO {
+            for engine in &mut self.engines {
+                engine.advance(Timestamp::from_nanos(from.as_nanos() - 1), &mut self.outputs);
+                engine.measure_from(from);
+            }
+            (self.cov_sum, self.cov_count) = (0.0, 0);
+        }
     }
 
     /// The next request of the workload that is sent at a time of its own.
@@ -259,6 +341,9 @@ impl<'a> Cluster<'a> {
             self.cov_count += 1;
         }
         let routed = self.router.route(now, &view).expect("every simulated instance is eligible");
+        if let Some(load) = self.perfect_loads.get_mut(routed.instance.index()) {
+            load.sent(now, id);
+        }
         self.live[id.index()] = Some(Live {
             ticket: routed.ticket,
             instance: routed.instance,
@@ -287,6 +372,9 @@ impl<'a> Cluster<'a> {
         let live = self.live[id.index()].as_ref().expect("it was routed and has not ended");
         let number = live.instance.index();
         self.advance_engine(now, number);
+        if let Some(load) = self.perfect_loads.get_mut(number) {
+            load.arrived.push_back(id);
+        }
         let submitted = self.engines[number].submit(
             now,
             EngineRequest {
@@ -309,17 +397,22 @@ impl<'a> Cluster<'a> {
         self.engines[number].advance(now, &mut outputs);
         for output in outputs.drain(..) {
             let (at, response) = match output {
-                EngineOutput::Token { id, at, cached_tokens, .. } => {
+                EngineOutput::Token { id, at, index: 0, cached_tokens } => {
                     (at, Response::FirstToken { id, cached_tokens })
                 }
                 EngineOutput::Finished(finished) => (finished.at, Response::End(finished)),
-                EngineOutput::CacheEvents { .. } => continue,
+                // Neither the router here nor the client asks for later tokens or for cache events.
+                _ => continue,
             };
             self.responses.push_back((at.plus_nanos(self.response_ns), response));
         }
         self.outputs = outputs;
-        if self.pushes_load {
-            self.read_load(now, number);
+        if let Some(load) = self.perfect_loads.get_mut(number)
+            && let engine = &self.engines[number]
+            && let Counters { finished_stop, finished_length, .. } = engine.counters()
+            && let Some(news) = load.news(engine.gauges(), finished_stop + finished_length)
+        {
+            self.router.observe_load(now, instance_id(number), news);
         }
         self.engine_changed(now, number);
     }
@@ -329,8 +422,11 @@ impl<'a> Cluster<'a> {
         let is_busy = self.engines[number].is_busy();
         if let Some((busy, engines)) = self.devices.note(number, is_busy) {
             for other in engines {
-                // Nothing visible is due before `now`, or it would have been handled.
-                self.engines[other].advance(now, &mut self.outputs);
+                // Nothing visible is due before `now`, or it would have been handled. What is due now has its own turn.
+                if let Some(before) = now.as_nanos().checked_sub(1) {
+                    let before = Timestamp::from_nanos(before);
+                    self.engines[other].advance(before, &mut self.outputs);
+                }
                 self.engines[other].set_slowdown(now, busy);
                 self.clock.set(other, self.engines[other].next_event());
             }
@@ -343,24 +439,13 @@ impl<'a> Cluster<'a> {
     fn read_loads(&mut self, now: Timestamp) {
         for number in 0..self.engines.len() {
             self.engines[number].advance(now, &mut self.outputs);
-            self.read_load(now, number);
+            let gauges = *self.engines[number].gauges();
+            // A scraper cannot know which requests were counted, and takes the time it asked.
+            let reading = LoadSnapshot { as_of: now, ..gauges.into() };
+            self.router.observe_load(now, instance_id(number), reading);
             self.clock.set(number, self.engines[number].next_event());
         }
         self.next_reading = Some(now.plus_nanos(self.load_interval_ns));
-    }
-
-    fn read_load(&mut self, now: Timestamp, number: usize) {
-        let gauges = *self.engines[number].gauges();
-        let as_of = if self.pushes_load {
-            // The perfect signal knows which requests were sent early enough to have been taken in.
-            let delay = Timestamp::from_secs_f64(self.request_delay_s.0).as_nanos();
-            Timestamp::from_nanos(gauges.as_of.as_nanos().saturating_sub(delay))
-        } else {
-            now
-        };
-        let reading = LoadSnapshot { as_of, ..gauges.into() };
-        let id = InstanceId(u32::try_from(number).expect("instance ids are 32 bits"));
-        self.router.observe_load(now, id, reading);
     }
 
     fn deliver_response(&mut self) {
@@ -419,6 +504,7 @@ impl<'a> Cluster<'a> {
         });
         SimOutcome {
             instances: instances.collect(),
+            measured_from: self.measured_from,
             end,
             in_flight_cov: (self.cov_count > 0).then(|| self.cov_sum / self.cov_count as f64),
             decision_log_hash: self.router.decision_log_hash(),

@@ -25,6 +25,8 @@ pub struct SimConfig {
     pub router: RouterConfig,
     /// One-way delay between gateway and instance, s.
     pub network_delay_s: f64,
+    /// Measurements that are not per request (gauges over time, inter-token times, in-flight spread) begin here, s.
+    pub measure_from_s: f64,
     /// Feeds the policy's and the signals' generators. The workload has its own.
     pub seed: u64,
 }
@@ -53,12 +55,13 @@ impl SimConfig {
             },
             profile,
             network_delay_s: 0.0,
+            measure_from_s: 0.0,
             seed,
         }
     }
 
-    /// Sets the engines' KV blocks, and with them what the router believes they hold and the longest sequence, which
-    /// can be no longer than the cache (R3).
+    /// Sets the engines' KV blocks, and with them what the router believes they hold. The longest sequence stays, and
+    /// must fit (R3).
     #[must_use]
     pub fn with_kv_blocks(mut self, kv_blocks: u32) -> Self {
         self.engine.kv_blocks = kv_blocks;
@@ -95,16 +98,31 @@ pub enum InvalidSim {
     #[error("instances_per_device is 0; give 1, or the number of instances that share one device")]
     NoInstancesPerDevice,
     /// A delay out of range.
-    #[error("network_delay_s is {value}; give 0 or a positive number of seconds")]
-    NetworkDelay {
+    #[error("{key} is {value}; give 0 or a positive number of seconds")]
+    Seconds {
+        /// The setting.
+        key: &'static str,
         /// What was given.
         value: f64,
     },
     /// The plan was made for another block size.
-    #[error("the workload was interned for blocks of {plan} tokens, but the engines use {engine}")]
+    #[error(
+        "the plan cuts the workload into blocks of {plan} tokens, but the engines use {engine}; make the plan for \
+         blocks of {engine}, or set the engines' block_size to {plan}"
+    )]
     BlockSize {
         /// Of the plan.
         plan: BlockSize,
+        /// Of the engines.
+        engine: BlockSize,
+    },
+    /// Router and engines disagree about blocks.
+    #[error(
+        "the router counts in blocks of {router} tokens, but the engines use {engine}; set both to the same block_size"
+    )]
+    RouterBlockSize {
+        /// Of the router.
+        router: BlockSize,
         /// Of the engines.
         engine: BlockSize,
     },

@@ -11,9 +11,11 @@ pub struct SimOutcome {
     pub records: Vec<RequestRecord>,
     /// One per instance, in id order.
     pub instances: Vec<InstanceOutcome>,
+    /// From when gauges, inter-token times and spread were measured.
+    pub measured_from: Timestamp,
     /// When the last request ended.
     pub end: Timestamp,
-    /// Mean over all decisions of the momentary spread of in-flight counts (standard deviation over mean); `None`
+    /// Mean over all measured decisions of the momentary spread of in-flight counts (standard deviation over mean); `None`
     /// if there was never anything in flight.
     pub in_flight_cov: Option<f64>,
     /// Fingerprint of all decisions in order.
@@ -29,8 +31,8 @@ pub struct InstanceOutcome {
     pub id: InstanceId,
     /// Its engine's counters.
     pub counters: Counters,
-    /// Its engine's gauges, integrated to the end of the run.
+    /// Its engine's gauges, integrated from [`SimOutcome::measured_from`] to the end of the run.
     pub gauge_totals: GaugeTotals,
-    /// Times between two tokens of one request, ns.
+    /// Times between two tokens of one request since [`SimOutcome::measured_from`], ns.
     pub inter_token_ns: Histogram<u64>,
 }

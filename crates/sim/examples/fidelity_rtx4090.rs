@@ -1,0 +1,126 @@
+//! Simulates the measured vLLM run of Llama-3.1-8B on an RTX 4090 and prints how far the simulation is off, as the
+//! Markdown tables of `docs/fidelity.md`:
+//!
+//! ```text
+//! cargo run --release -p kvroute-sim --example fidelity_rtx4090
+//! ```
+#![expect(clippy::print_stdout, reason = "an example that prints its result")]
+
+#[path = "../tests/rtx4090/mod.rs"]
+mod rtx4090;
+
+use std::fs::File;
+use std::path::Path;
+
+use kvroute_profile::read_engine_log;
+use kvroute_sim::{SimConfig, SimOutcome};
+use kvroute_workload::{Plan, Workload};
+use rtx4090::Run;
+
+fn main() {
+    let measured = rtx4090::measured();
+    let workload = rtx4090::workload();
+    let config = rtx4090::config();
+    let (simulated, outcome) = rtx4090::simulated(&config, &workload);
+    print_latencies(&measured, &simulated);
+    println!();
+    print_engine(&measured, &simulated, &outcome);
+    println!();
+    print_sensitivity(&measured, &config, &workload);
+}
+
+/// The five figures of each latency.
+fn print_latencies(measured: &Run, simulated: &Run) {
+    println!("| latency | | measured | simulated | error |\n|---|---|---:|---:|---:|");
+    for ((latency, simulated), (_, measured)) in
+        simulated.latencies.figures().iter().zip(measured.latencies.figures())
+    {
+        let (unit, factor) = if *latency == "TPOT" { ("ms", 1e3) } else { ("s", 1.0) };
+        for ((figure, simulated), (_, measured)) in simulated.all.iter().zip(measured.all) {
+            let (is, should) = (simulated * factor, measured * factor);
+            let error = percent(*simulated, measured);
+            println!("| {latency} | {figure} | {should:.2} {unit} | {is:.2} {unit} | {error} |");
+        }
+    }
+}
+
+/// The run as a whole.
+fn print_engine(measured: &Run, simulated: &Run, outcome: &SimOutcome) {
+    let instance = &outcome.instances[0];
+    let counters = &instance.counters;
+    let running = instance.gauge_totals.running_ns as f64 / 1e9 / simulated.duration_s;
+    let measured_running = measured_mean_running();
+    let recomputed = counters.preempted_queries - counters.preempted_hits;
+    let hit_rate = counters.prefix_cache_hits as f64 / counters.prefix_cache_queries as f64 * 100.0;
+    let first_tokens = simulated.latencies.ttft.iter().zip(&measured.latencies.ttft);
+    let mut apart: Vec<f64> = first_tokens.map(|(is, should)| (is - should).abs()).collect();
+    apart.sort_by(f64::total_cmp);
+
+    println!("| run | measured | simulated | error |\n|---|---:|---:|---:|");
+    let duration = percent(simulated.duration_s, measured.duration_s);
+    let (is, should) = (simulated.duration_s, measured.duration_s);
+    println!("| duration | {should:.1} s | {is:.1} s | {duration} |");
+    let error = percent(running, measured_running);
+    println!("| mean running requests | {measured_running:.1} | {running:.1} | {error} |");
+    println!("| prefix cache hit rate of prompts | not recorded | {hit_rate:.1} % | |");
+    println!("| preemptions | not recorded | {} | |", counters.preemptions);
+    println!("| tokens recomputed after preemption | not recorded | {recomputed} | |");
+    println!("| engine steps | not recorded | {} | |", counters.steps);
+    let (median, largest) = (apart[apart.len() / 2], apart[apart.len() - 1]);
+    println!(
+        "| TTFT of the same request, apart: median, largest | | {median:.2} s, {largest:.2} s | |"
+    );
+}
+
+/// One other setting at a time.
+fn print_sensitivity(measured: &Run, right: &SimConfig, workload: &(Workload, Plan)) {
+    let changed = |change: fn(&mut SimConfig)| {
+        let mut config = right.clone();
+        change(&mut config);
+        config
+    };
+    let rows = [
+        ("as measured", right.clone()),
+        ("3,400 blocks instead of 2,588", right.clone().with_kv_blocks(3_400)),
+        ("synchronous scheduling", changed(|config| config.engine.async_scheduling = false)),
+        (
+            "no admission gate (`scheduler_reserve_full_isl` off)",
+            changed(|config| config.engine.scheduler_reserve_full_isl = false),
+        ),
+        ("no step overhead", changed(|config| config.profile.step.overhead_s = 0.0)),
+        (
+            "step overhead 0.76 ms instead of 1.12",
+            changed(|config| config.profile.step.overhead_s = 0.76e-3),
+        ),
+    ];
+    let header = "| settings | TTFT mean | p99 | TPOT mean | p99 | E2E mean | p99 | duration | preemptions |";
+    println!("{header}\n|---|---:|---:|---:|---:|---:|---:|---:|---:|");
+    for (name, config) in rows {
+        let (run, outcome) = rtx4090::simulated(&config, workload);
+        let mut row = format!("| {name} |");
+        for ((_, is), (_, should)) in
+            run.latencies.figures().iter().zip(measured.latencies.figures())
+        {
+            for ((figure, is), (_, should)) in is.all.iter().zip(should.all) {
+                if ["mean", "p99"].contains(figure) {
+                    row = format!("{row} {} |", percent(*is, should));
+                }
+            }
+        }
+        let duration = percent(run.duration_s, measured.duration_s);
+        println!("{row} {duration} | {} |", outcome.instances[0].counters.preemptions);
+    }
+}
+
+/// Mean of the run's once-a-second samples.
+fn measured_mean_running() -> f64 {
+    let path = "../profile/data/rtx4090-llama3.1-8b/timeseries.csv";
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    let log = File::open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let seconds = read_engine_log(log).expect("the committed log is well-formed");
+    seconds.iter().map(|second| f64::from(second.running)).sum::<f64>() / seconds.len() as f64
+}
+
+fn percent(simulated: f64, measured: f64) -> String {
+    format!("{:+.1} %", (simulated / measured - 1.0) * 100.0)
+}
