@@ -1,6 +1,10 @@
 //! The `kvroute` binary as its users run it.
 
-#![expect(clippy::unwrap_used, clippy::float_cmp, reason = "a test may panic, and its figures are exact")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::float_cmp,
+    reason = "a test may panic, and its figures are exact"
+)]
 
 mod bad_input;
 mod inspect;
