@@ -6,7 +6,7 @@
 //! and a [`Manifest`] says where they came from.
 //!
 //! The crate is *not* told how a run is made: it drives nothing, and reads no clock, environment or
-//! socket (the caller passes what the manifest needs of them). It compares no runs, and draws nothing.
+//! socket (the caller passes what the manifest needs of them). `comparison_table`, `comparison_html` and `figures` set live runs beside simulated ones.
 //! The same measurements give the same bytes, whatever the order of the records.
 //!
 //! [`RequestRecord`]: kvroute_types::RequestRecord
@@ -14,6 +14,7 @@
 mod manifest;
 mod measurements;
 mod quantile;
+mod report;
 mod run_result;
 mod table;
 
@@ -22,6 +23,7 @@ pub use measurements::{
     InstanceMeasurements, Measurements, Mode, Preemptions, Slo, WarmUp, mean_in_flight,
 };
 pub use quantile::{Summary, quantile};
+pub use report::{Pair, comparison_html, comparison_table, figures};
 pub use run_result::{
     CacheResult, DecisionLogHash, IndexResult, InstanceResult, LoadResult, ParseHashError,
     RunResult,

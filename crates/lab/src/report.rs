@@ -1,0 +1,379 @@
+//! Live runs beside simulated ones: a text table for the terminal, figures, and one HTML page.
+//!
+//! A [`Pair`] is one run made twice. Runs of the same workload, number of instances and seed are compared
+//! with each other (a [`Scenario`]); nothing is compared across scenarios but live with simulated. With
+//! `live` and `sim` the two values of a figure:
+//!
+//! ```text
+//! error, %           = 100 (sim - live) / live          (times, rates)
+//! difference, points = 100 (sim - live)                 (hit rates, which are shares)
+//! ```
+//!
+//! What was not measured is `-`, and so is a comparison with it. The output depends on the pairs alone, in
+//! their order: no clock, no locale, no random ids.
+
+mod html;
+mod svg;
+mod words;
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+
+use crate::RunResult;
+use svg::{Chart, Group};
+
+/// Columns that the text table fits in, unless its numbers are absurd.
+const TABLE_WIDTH: usize = 120;
+/// Columns that a workload's or policy's name keeps when the table is too wide.
+const NAME_WIDTH_MIN: usize = 8;
+/// Columns between two neighbours, if there is room.
+const GAP: usize = 2;
+/// Lines of a heading: quantity and unit, statistic, which run.
+const HEADING_LINES: usize = 3;
+
+/// One run made twice: the same policy, workload, instances and seed. Its name and setting are read from
+/// the live one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pair {
+    /// The run over HTTP, in real time.
+    pub live: RunResult,
+    /// The run in the simulator.
+    pub sim: RunResult,
+}
+
+impl Pair {
+    /// `figure` of the live run and of the simulated one.
+    fn both(&self, figure: Figure) -> [Option<f64>; 2] {
+        [figure(&self.live), figure(&self.sim)]
+    }
+
+    /// How far the simulated `figure` is above the live one, in percent of the live one.
+    fn error_percent(&self, figure: Figure) -> Option<f64> {
+        let [live, sim] = self.both(figure);
+        error_percent(live, sim)
+    }
+
+    /// How far the simulated `figure` is above the live one, in its own unit.
+    fn difference(&self, figure: Figure) -> Option<f64> {
+        let [live, sim] = self.both(figure);
+        finite(Some(sim? - live?))
+    }
+}
+
+/// The comparison as a table to read in a terminal, one row for each pair, in the order given; at most
+/// 120 columns wide unless its numbers are absurd. `-` stands for unmeasured.
+///
+/// Where a workload was run with several numbers of instances or seeds, its name is followed by them.
+pub fn comparison_table(pairs: &[Pair]) -> String {
+    if pairs.is_empty() {
+        return String::new();
+    }
+    let scenarios = Scenario::all(pairs);
+    // A row goes where its pair is in the list, although scenarios may be interleaved.
+    let workload = |pair: &Pair| {
+        scenarios
+            .iter()
+            .find(|scenario| scenario.holds(pair))
+            .map_or_else(String::new, Scenario::short_name)
+    };
+    let column = |heading: [&'static str; HEADING_LINES], cell: &dyn Fn(&Pair) -> String| Column {
+        heading,
+        cells: pairs.iter().map(cell).collect(),
+    };
+    let live = |figure: Figure, decimals| move |pair: &Pair| fixed(figure(&pair.live), decimals);
+    let sim = |figure: Figure, decimals| move |pair: &Pair| fixed(figure(&pair.sim), decimals);
+    layout(vec![
+        column(["workload", "", ""], &workload),
+        column(["policy", "", ""], &|pair| pair.live.policy.clone()),
+        column(["TTFT ms", "mean", "live"], &live(ttft_mean_ms, 1)),
+        column(["TTFT ms", "mean", "sim"], &sim(ttft_mean_ms, 1)),
+        column(["", "error", "%"], &|pair| signed(pair.error_percent(ttft_mean_ms), 1)),
+        column(["TTFT ms", "p95", "live"], &live(ttft_p95_ms, 1)),
+        column(["TTFT ms", "p95", "sim"], &sim(ttft_p95_ms, 1)),
+        column(["hits", "%", "live"], &live(hit_percent, 1)),
+        column(["hits", "%", "sim"], &sim(hit_percent, 1)),
+        column(["", "diff.", "points"], &|pair| signed(pair.difference(hit_percent), 1)),
+        column(["imbal-", "ance", "live"], &live(imbalance, 2)),
+        column(["imbal-", "ance", "sim"], &sim(imbalance, 2)),
+        column(["failed", "", "live"], &|pair| pair.live.failed.to_string()),
+        column(["failed", "", "sim"], &|pair| pair.sim.failed.to_string()),
+    ])
+}
+
+/// The comparison as one HTML page that needs nothing else: no network, no script. `command` is the
+/// command line that made the runs; the version is this crate's.
+///
+/// All texts are escaped, so they may hold anything.
+pub fn comparison_html(title: &str, command: &str, pairs: &[Pair]) -> String {
+    html::page(title, command, &Scenario::all(pairs))
+}
+
+/// The figures of the comparison, each as a file name (`….svg`, unique, of `a-z`, `0-9` and `-`) and an
+/// SVG image that stands for itself. Three for each workload: mean TTFT, hit rate, imbalance.
+pub fn figures(pairs: &[Pair]) -> Vec<(String, String)> {
+    let scenarios = Scenario::all(pairs);
+    let mut stems = BTreeSet::new();
+    let mut files = Vec::new();
+    for scenario in &scenarios {
+        let slug = slug(&scenario.short_name());
+        let mut stem = slug.clone();
+        let mut nth = 1;
+        while !stems.insert(stem.clone()) {
+            nth += 1;
+            stem = format!("{slug}-{nth}");
+        }
+        for (name, svg) in scenario.charts() {
+            files.push((format!("{stem}-{name}.svg"), svg));
+        }
+    }
+    files
+}
+
+/// A figure of a run, finite if it was measured.
+type Figure = fn(&RunResult) -> Option<f64>;
+
+fn ttft_mean_ms(run: &RunResult) -> Option<f64> {
+    finite(run.ttft_ms.mean)
+}
+
+fn ttft_p95_ms(run: &RunResult) -> Option<f64> {
+    finite(run.ttft_ms.p95)
+}
+
+fn hit_percent(run: &RunResult) -> Option<f64> {
+    percent(run.cache.hit_rate)
+}
+
+fn infinite_cache_percent(run: &RunResult) -> Option<f64> {
+    percent(run.cache.hit_rate_infinite_cache)
+}
+
+fn imbalance(run: &RunResult) -> Option<f64> {
+    finite(run.load.imbalance_max_over_mean)
+}
+
+/// Pairs that may be compared with each other: one workload, number of instances and seed.
+struct Scenario<'a> {
+    workload: &'a str,
+    instances: u32,
+    seed: u64,
+    /// Whether the workload has other scenarios too, so that its name alone does not tell them apart.
+    one_of_several: bool,
+    /// In the order given; at least one.
+    pairs: Vec<&'a Pair>,
+}
+
+impl<'a> Scenario<'a> {
+    /// The scenarios in the order in which they first occur.
+    fn all(pairs: &'a [Pair]) -> Vec<Self> {
+        let mut scenarios: Vec<Self> = Vec::new();
+        for pair in pairs {
+            if let Some(scenario) = scenarios.iter_mut().find(|scenario| scenario.holds(pair)) {
+                scenario.pairs.push(pair);
+                continue;
+            }
+            let RunResult { workload, instances, seed, .. } = &pair.live;
+            let mut one_of_several = false;
+            for other in scenarios.iter_mut().filter(|other| other.workload == workload) {
+                other.one_of_several = true;
+                one_of_several = true;
+            }
+            scenarios.push(Self {
+                workload,
+                instances: *instances,
+                seed: *seed,
+                one_of_several,
+                pairs: vec![pair],
+            });
+        }
+        scenarios
+    }
+
+    fn holds(&self, pair: &Pair) -> bool {
+        let RunResult { workload, instances, seed, .. } = &pair.live;
+        (self.workload, self.instances, self.seed) == (workload, *instances, *seed)
+    }
+
+    /// The workload's name, with as much more as tells it from the other scenarios.
+    fn short_name(&self) -> String {
+        let Self { workload, instances, seed, .. } = self;
+        if self.one_of_several {
+            format!("{workload} N={instances} seed={seed}")
+        } else {
+            (*workload).to_owned()
+        }
+    }
+
+    /// The figures, each with the last part of its file name.
+    fn charts(&self) -> [(&'static str, String); 3] {
+        let groups = |figure: Figure, reference: Figure| -> Vec<Group<'_>> {
+            let group = |pair: &&'a Pair| Group {
+                name: &pair.live.policy,
+                bars: pair.both(figure),
+                reference: reference(&pair.live).or_else(|| reference(&pair.sim)),
+            };
+            self.pairs.iter().map(group).collect()
+        };
+        let name = self.short_name();
+        let ttft = Chart {
+            title: format!("Mean time to first token, {name}"),
+            axis: "mean TTFT, ms (less is better)",
+            decimals: 1,
+            groups: groups(ttft_mean_ms, |_| None),
+            reference: None,
+        };
+        let hits = Chart {
+            title: format!("Hit rate, {name}"),
+            axis: "cached prompt tokens / prompt tokens, % (more is better)",
+            decimals: 1,
+            groups: groups(hit_percent, infinite_cache_percent),
+            reference: Some("infinite cache"),
+        };
+        let imbalance = Chart {
+            title: format!("Imbalance, {name}"),
+            axis: "largest / mean requests in flight of an instance (1 is even)",
+            decimals: 2,
+            groups: groups(imbalance, |_| Some(1.0)),
+            reference: Some("even"),
+        };
+        [
+            ("ttft-mean", ttft.to_svg()),
+            ("hit-rate", hits.to_svg()),
+            ("imbalance", imbalance.to_svg()),
+        ]
+    }
+}
+
+fn finite(value: Option<f64>) -> Option<f64> {
+    value.filter(|value| value.is_finite())
+}
+
+fn percent(share: Option<f64>) -> Option<f64> {
+    finite(share.map(|share| 100.0 * share))
+}
+
+/// `None` if there is no live value to divide by.
+fn error_percent(live: Option<f64>, sim: Option<f64>) -> Option<f64> {
+    let live = live.filter(|live| *live > 0.0)?;
+    finite(Some(100.0 * (sim? - live) / live))
+}
+
+/// A number with `decimals` digits after the point, fewer where it is so large that they say nothing;
+/// `-` for none. Zero has no sign.
+fn fixed(value: Option<f64>, decimals: usize) -> String {
+    let Some(value) = finite(value) else { return "-".to_owned() };
+    let text = match value.abs() {
+        size if size < 1e5 => format!("{value:.decimals$}"),
+        size if size < 1e8 => format!("{value:.0}"),
+        _ => format!("{value:.1e}"),
+    };
+    match text.strip_prefix('-') {
+        Some(zero) if !zero.contains(|c: char| c.is_ascii_digit() && c != '0') => zero.to_owned(),
+        _ => text,
+    }
+}
+
+/// The same, with `+` before a number that is above zero as it is shown.
+fn signed(value: Option<f64>, decimals: usize) -> String {
+    let text = fixed(value, decimals);
+    let plus = !text.starts_with('-') && text.contains(|c: char| c.is_ascii_digit() && c != '0');
+    if plus { format!("+{text}") } else { text }
+}
+
+/// `name` in at most `width` characters: both ends of it, with `…` for what is left out.
+fn shortened(name: &str, width: usize) -> String {
+    let length = name.chars().count();
+    if length <= width {
+        return name.to_owned();
+    }
+    let kept = width.saturating_sub(1);
+    let tail = kept / 2;
+    name.chars().take(kept - tail).chain(['…']).chain(name.chars().skip(length - tail)).collect()
+}
+
+/// `name` as part of a file name.
+fn slug(name: &str) -> String {
+    let mut slug = String::new();
+    for c in name.chars() {
+        if c.is_ascii_alphanumeric() {
+            slug.push(c.to_ascii_lowercase());
+        } else if !slug.is_empty() && !slug.ends_with('-') {
+            slug.push('-');
+        }
+    }
+    let slug = slug.trim_end_matches('-');
+    if slug.is_empty() { "workload".to_owned() } else { slug.to_owned() }
+}
+
+/// `text` for HTML and XML, in content or in a quoted attribute. Characters that XML cannot hold become
+/// U+FFFD.
+fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\'' => escaped.push_str("&#39;"),
+            '\n' | '\t' => escaped.push(c),
+            '\u{FFFE}' | '\u{FFFF}' => escaped.push('\u{FFFD}'),
+            c if c.is_control() => escaped.push('\u{FFFD}'),
+            c => escaped.push(c),
+        }
+    }
+    escaped
+}
+
+/// One column of the text table. The first two hold names.
+struct Column {
+    heading: [&'static str; HEADING_LINES],
+    cells: Vec<String>,
+}
+
+impl Column {
+    fn width(&self) -> usize {
+        let cells = self.cells.iter().map(String::as_str);
+        self.heading.into_iter().chain(cells).map(|text| text.chars().count()).max().unwrap_or(0)
+    }
+}
+
+/// The columns side by side, the names flush left and the numbers flush right. When the table is too wide
+/// the longer name gives way.
+fn layout(mut columns: Vec<Column>) -> String {
+    let mut widths: Vec<_> = columns.iter().map(Column::width).collect();
+    let gaps = columns.len() - 1;
+    let gap = if widths.iter().sum::<usize>() + GAP * gaps <= TABLE_WIDTH { GAP } else { 1 };
+    while widths.iter().sum::<usize>() + gap * gaps > TABLE_WIDTH {
+        let longer = usize::from(widths[1] > widths[0]);
+        if widths[longer] <= NAME_WIDTH_MIN {
+            break;
+        }
+        widths[longer] -= 1;
+    }
+    for (column, width) in columns.iter_mut().zip(&widths).take(2) {
+        for name in &mut column.cells {
+            *name = shortened(name, *width);
+        }
+    }
+
+    let headings =
+        (0..HEADING_LINES).map(|i| columns.iter().map(|c| c.heading[i]).collect::<Vec<_>>());
+    let rows = columns[0].cells.len();
+    let cells = (0..rows).map(|i| columns.iter().map(|c| c.cells[i].as_str()).collect());
+    let mut table = String::new();
+    for row in headings.chain(cells) {
+        let mut line = format!("{:<1$}", row[0], widths[0]);
+        // Writing to a string cannot fail.
+        let _ = write!(line, "{:gap$}{:<width$}", "", row[1], width = widths[1]);
+        for (cell, width) in row.iter().zip(&widths).skip(2) {
+            let _ = write!(line, "{:gap$}{cell:>width$}", "");
+        }
+        table.push_str(line.trim_end());
+        table.push('\n');
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests;
