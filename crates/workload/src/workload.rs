@@ -137,6 +137,21 @@ impl Workload {
         })
     }
 
+    /// The same requests under other routing keys: `keys` gives each its session key and prefix key. For comparing with a
+    /// gateway, which hashes what it reads of a request.
+    #[must_use]
+    pub fn with_keys(
+        mut self,
+        mut keys: impl FnMut(&Self, &WorkloadRequest) -> (u64, u64),
+    ) -> Self {
+        let keys: Vec<_> = self.requests.iter().map(|request| keys(&self, request)).collect();
+        for (request, (session_key, prefix_key)) in self.requests.iter_mut().zip(keys) {
+            request.session_key = session_key;
+            request.prefix_key = prefix_key;
+        }
+        self
+    }
+
     /// The first `n` requests. Sessions cut short simply end there.
     #[must_use]
     pub fn take(mut self, n: u32) -> Self {

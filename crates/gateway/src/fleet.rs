@@ -1,0 +1,654 @@
+//! The instances, shared by all threads: the router core behind one lock, and the rules of who may be chosen.
+//!
+//! An instance may be chosen if it is up (or the last one left), not draining, and below its cap. The lock is held for
+//! one decision or one piece of bookkeeping, which take microseconds, and never across a wait.
+
+mod flight;
+mod policy_slot;
+
+use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Instant;
+
+use http::HeaderValue;
+use kvroute_policy::{Candidate, Event, Policy, PolicyConfig};
+use kvroute_router::{InvalidRouterConfig, Router};
+use kvroute_types::{InstanceId, RequestId, Timestamp};
+use serde::Serialize;
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+use crate::config::{GatewayConfig, InstanceConfig, InvalidConfig, seconds};
+use crate::error::Failure;
+use crate::health::{EjectionCause, Health};
+use crate::instance::{Activity, Instance, Target};
+use crate::metrics::{Metrics, RouteMetrics};
+use crate::prompt::RoutingFacts;
+use crate::receipts::{DecisionLog, LatestReceipts, RawReceipt, Receipt};
+use crate::scrape::Page;
+use policy_slot::PolicySlot;
+
+pub(crate) use flight::Flight;
+
+/// Retries are counted in thousandths, so that a ratio can be added per request.
+const BUDGET_UNIT: i64 = 1_000;
+
+/// The instances and everything that is decided about them.
+pub(crate) struct Fleet {
+    started: Instant,
+    core: Mutex<Core>,
+    config: RwLock<Arc<GatewayConfig>>,
+    /// Held while the configuration changes.
+    changing: Mutex<()>,
+    /// Rings when a waiting request may find an instance below its cap.
+    freed: Notify,
+    requests: AtomicU32,
+    retry_budget: AtomicI64,
+    receipts: LatestReceipts,
+    log: Option<DecisionLog>,
+    pub(crate) metrics: Metrics,
+}
+
+struct Core {
+    router: Router,
+    policy: Arc<Mutex<Box<dyn Policy>>>,
+    policy_name: &'static str,
+    /// By instance id; ids are never used again.
+    members: Vec<Option<Member>>,
+    /// The member that stays in use although no member is up.
+    last_resort: Option<InstanceId>,
+    /// Requests waiting for an instance below its cap.
+    queued: usize,
+}
+
+struct Member {
+    instance: Arc<Instance>,
+    metrics: Arc<RouteMetrics>,
+    health: Health,
+    is_draining: bool,
+    /// Prefill tokens per second, as seen from first tokens.
+    prefill_rate: Option<f64>,
+    last_page: Option<Page>,
+    missing: Vec<&'static str>,
+}
+
+/// An instance as the admin API tells of it.
+#[derive(Debug, Serialize)]
+pub(crate) struct InstanceStatus {
+    name: String,
+    url: String,
+    up: bool,
+    draining: bool,
+    ejected_for: Option<&'static str>,
+    in_flight: u32,
+    in_flight_uncached_tokens: u64,
+    waiting: Option<u32>,
+    running: Option<u32>,
+    kv_cache_usage: Option<f64>,
+    load_age_s: Option<f64>,
+    prefix_cache_hit_rate: Option<f64>,
+    prefill_tokens_per_s: Option<f64>,
+    missing_figures: Vec<&'static str>,
+}
+
+/// What an admin request asked for that cannot be.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ChangeError {
+    #[error("there is no instance {name:?}")]
+    UnknownInstance { name: String },
+    #[error(transparent)]
+    Invalid(#[from] InvalidConfig),
+}
+
+impl Fleet {
+    pub(crate) fn new(
+        config: GatewayConfig,
+        log: Option<DecisionLog>,
+    ) -> Result<Self, InvalidRouterConfig> {
+        let policy = config.policy.build(config.seed).expect("the configuration was validated");
+        let policy = Arc::new(Mutex::new(policy));
+        let slot = Box::new(PolicySlot(Arc::clone(&policy)));
+        let core = Core {
+            router: Router::new(config.router(), slot, config.seed)?,
+            policy,
+            policy_name: config.policy.name(),
+            members: Vec::new(),
+            last_resort: None,
+            queued: 0,
+        };
+        let fleet = Self {
+            started: Instant::now(),
+            core: Mutex::new(core),
+            changing: Mutex::new(()),
+            freed: Notify::new(),
+            requests: AtomicU32::new(0),
+            retry_budget: AtomicI64::new(i64::from(config.retry.budget_max) * BUDGET_UNIT),
+            receipts: LatestReceipts::new(config.receipts.kept),
+            log,
+            metrics: Metrics::new(),
+            config: RwLock::new(Arc::new(config)),
+        };
+        let entered = fleet.core().set_instances(&fleet.config(), &fleet.metrics);
+        entered.expect("the configuration was validated");
+        Ok(fleet)
+    }
+
+    /// The configuration in effect.
+    pub(crate) fn config(&self) -> Arc<GatewayConfig> {
+        Arc::clone(&self.config.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Time since the gateway started.
+    pub(crate) fn now(&self) -> Timestamp {
+        self.timestamp(Instant::now())
+    }
+
+    pub(crate) fn timestamp(&self, at: Instant) -> Timestamp {
+        Timestamp::ZERO + at.saturating_duration_since(self.started)
+    }
+
+    /// Chooses an instance and books the request there, waiting in the queue if all are at their cap.
+    ///
+    /// # Errors
+    /// If there is no instance, or no room within the time that a request may wait.
+    pub(crate) async fn admit(
+        self: &Arc<Self>,
+        arrived: Instant,
+        facts: &RoutingFacts,
+    ) -> Result<Flight, Failure> {
+        let config = self.config();
+        self.earn_retries(&config);
+        {
+            let mut core = self.core();
+            if core.queued == 0
+                && let Some(flight) = self.route(&mut core, arrived, facts, &[], 1)
+            {
+                return Ok(flight);
+            }
+            if core.members().all(|member| member.is_draining) {
+                return Err(Failure::NoInstance);
+            }
+            if core.queued >= config.limits.queue {
+                return Err(Failure::QueueFull);
+            }
+            core.queued += 1;
+        }
+        let _queued = Queued(self);
+        // Whoever came first is woken first, one request per place that becomes free.
+        let wait = async {
+            loop {
+                self.freed.notified().await;
+                let mut core = self.core();
+                if let Some(flight) = self.route(&mut core, arrived, facts, &[], 1) {
+                    return flight;
+                }
+            }
+        };
+        // A place may have come free before this request was in the queue.
+        self.freed.notify_one();
+        timeout(seconds(config.timeouts.queue_s), wait).await.map_err(|_| Failure::QueueTimeout)
+    }
+
+    /// Chooses another instance after those in `tried` failed; `None` if there is none, or the budget is spent.
+    pub(crate) fn admit_retry(
+        self: &Arc<Self>,
+        arrived: Instant,
+        facts: &RoutingFacts,
+        tried: &[InstanceId],
+    ) -> Option<Flight> {
+        let take = |budget: i64| (budget >= BUDGET_UNIT).then(|| budget - BUDGET_UNIT);
+        let spent =
+            self.retry_budget.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err();
+        if spent {
+            self.metrics.retries_denied.inc();
+            return None;
+        }
+        let mut core = self.core();
+        let Some(flight) = self.route(&mut core, arrived, facts, tried, tried.len() + 1) else {
+            self.retry_budget.fetch_add(BUDGET_UNIT, Ordering::Relaxed);
+            return None;
+        };
+        if let Some(failed) = tried.last().and_then(|&id| core.member(id)) {
+            self.metrics.retried(&failed.instance.name);
+        }
+        Some(flight)
+    }
+
+    fn route(
+        self: &Arc<Self>,
+        core: &mut Core,
+        arrived: Instant,
+        facts: &RoutingFacts,
+        tried: &[InstanceId],
+        attempt: usize,
+    ) -> Option<Flight> {
+        let sent = Instant::now();
+        let now = self.timestamp(sent);
+        let request = RequestId(self.requests.fetch_add(1, Ordering::Relaxed));
+        let mut routed = core.router.route_except(now, &facts.view(request), tried)?;
+        let member = core.members[routed.instance.index()].as_ref().expect("it was a candidate");
+        let (instance, metrics) = (Arc::clone(&member.instance), Arc::clone(&member.metrics));
+        metrics.decided(routed.reason);
+
+        let candidate = core.candidate(routed.instance).expect("it was a candidate");
+        let work_tokens = candidate.in_flight_uncached_tokens;
+        if candidate.in_flight == 1 {
+            instance.activity.heard(now);
+        }
+        core.refresh(routed.instance, &self.config());
+        if core.queued > 0 {
+            self.freed.notify_one();
+        }
+        if let Some(route) = routed.receipt.take() {
+            let receipt = RawReceipt {
+                route,
+                predicted_cached_tokens: routed.predicted_cached_tokens.map(|tokens| tokens.0),
+                prompt_tokens: facts.prompt_tokens.0,
+                prompt_blocks: facts.prompt_blocks.len(),
+                session_key: facts.session_key,
+                prefix_key: facts.prefix_key,
+                attempt,
+            };
+            if let Some(log) = &self.log
+                && !log.append(receipt.named(|id| core.name(id)))
+            {
+                self.metrics.log_lines_lost.inc();
+            }
+            self.receipts.push(receipt);
+        }
+        Some(Flight::new(Arc::clone(self), instance, metrics, routed, (arrived, sent), work_tokens))
+    }
+
+    fn earn_retries(&self, config: &GatewayConfig) {
+        let max = i64::from(config.retry.budget_max) * BUDGET_UNIT;
+        if self.retry_budget.load(Ordering::Relaxed) < max {
+            #[expect(clippy::cast_possible_truncation, reason = "the ratio is at most 1e6")]
+            let earned = (config.retry.budget_ratio * BUDGET_UNIT as f64) as i64;
+            let earn = |budget: i64| Some((budget + earned).min(max));
+            let _ = self.retry_budget.fetch_update(Ordering::Relaxed, Ordering::Relaxed, earn);
+        }
+    }
+
+    /// The instances as they are now.
+    pub(crate) fn instances(&self) -> Vec<Arc<Instance>> {
+        self.core().members().map(|member| Arc::clone(&member.instance)).collect()
+    }
+
+    /// Those that are in use.
+    pub(crate) fn instances_in_use(&self) -> Vec<Arc<Instance>> {
+        let core = self.core();
+        let in_use = core.members().filter(|member| core.is_in_use(member));
+        in_use.map(|member| Arc::clone(&member.instance)).collect()
+    }
+
+    /// Whether an instance that has answered can be chosen.
+    pub(crate) fn is_ready(&self) -> bool {
+        let is_ready = |m: &Member| m.health.is_up() && m.health.has_answered && !m.is_draining;
+        self.core().members().any(is_ready)
+    }
+
+    /// Requests in flight, by our own count.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.core().router.in_flight()
+    }
+
+    /// A probe's outcome.
+    pub(crate) fn on_probe(&self, instance: &Instance, is_ok: bool) {
+        let now = self.now();
+        self.change_health(instance, |health, config| health.on_probe(now, is_ok, &config.health));
+    }
+
+    /// What a reading of `/metrics` that was asked for at `asked` said; `None` if it failed.
+    pub(crate) fn on_page(&self, instance: &Instance, asked: Timestamp, page: Option<Page>) {
+        let now = self.now();
+        let mut core = self.core();
+        let core = &mut *core;
+        let Some(member) = core.members[instance.id.index()].as_mut() else { return };
+        let Some(page) = page else {
+            member.last_page = None;
+            self.metrics.scraped(&instance.name, None);
+            return;
+        };
+        let missing = page.missing();
+        self.metrics.scraped(&instance.name, Some(missing.len()));
+        if missing != member.missing && !missing.is_empty() {
+            let name = &instance.name;
+            tracing::warn!(
+                instance = name,
+                ?missing,
+                "expected figures are not on its /metrics page"
+            );
+        }
+        member.missing = missing;
+        let has_moved =
+            |last: Page| page.progress().is_some_and(|now| last.progress() != Some(now));
+        if member.last_page.replace(page).is_some_and(has_moved) {
+            instance.activity.heard(now);
+        }
+        if let Some(load) = page.load(asked) {
+            core.router.observe_load(now, instance.id, load);
+        }
+    }
+
+    /// Ejects instances that have been silent for longer than their work explains.
+    pub(crate) fn judge_silence(&self) {
+        let config = self.config();
+        let Some(silence_s) = config.health.silence_s else { return };
+        let now = self.now();
+        for instance in self.instances() {
+            let allowed_s = {
+                let core = self.core();
+                let (Some(member), Some(candidate)) =
+                    (core.member(instance.id), core.candidate(instance.id))
+                else {
+                    continue;
+                };
+                // Token counters tell only if they are read often enough.
+                let is_read = config.load.refresh_s.is_some_and(|s| 2.0 * s <= silence_s);
+                let page = member.last_page.filter(|_| is_read);
+                if !may_judge(&instance.activity, candidate, page) {
+                    continue;
+                }
+                let rate = member.prefill_rate.unwrap_or(config.health.prefill_tokens_per_s_min);
+                // Twice the time at the usual rate: prompts are estimates.
+                silence_s + 2.0 * candidate.in_flight_uncached_tokens as f64 / rate
+            };
+            let silent = now.since(instance.activity.last_sign());
+            if silent > seconds(allowed_s) {
+                let name = &instance.name;
+                tracing::warn!(instance = name, ?silent, allowed_s, "instance is silent: hung?");
+                self.change_health(&instance, |health, config| {
+                    health.eject(now, EjectionCause::Silence, &config.health)
+                });
+            }
+        }
+    }
+
+    /// Applies a change of health, and what follows from it.
+    fn change_health(
+        &self,
+        instance: &Instance,
+        change: impl FnOnce(&mut Health, &GatewayConfig) -> bool,
+    ) {
+        let config = self.config();
+        let mut core = self.core();
+        let Some(member) = core.member_mut(instance.id) else { return };
+        if !change(&mut member.health, &config) {
+            return;
+        }
+        let cause = member.health.cause();
+        core.refresh_all(&config);
+        let is_in_use = core.member(instance.id).is_some_and(|member| core.is_in_use(member));
+        drop(core);
+        let name = &instance.name;
+        match cause {
+            None => tracing::info!(instance = name, "instance is back in use"),
+            Some(cause) if is_in_use => {
+                let cause = cause.name();
+                tracing::warn!(instance = name, cause, "instance fails, but it is the last one");
+            }
+            Some(cause) => {
+                tracing::warn!(instance = name, cause = cause.name(), "instance is ejected");
+                self.metrics.ejected(name, cause);
+                if cause != EjectionCause::Requests {
+                    instance.given_up.notify_waiters();
+                }
+            }
+        }
+        self.freed.notify_one();
+    }
+
+    /// Changes the configuration and everything that follows from it, between two decisions: no request is dropped.
+    ///
+    /// # Errors
+    /// If the edit refuses, or what it leaves is not valid; nothing has changed then.
+    pub(crate) fn change<E: From<InvalidConfig>>(
+        &self,
+        edit: impl FnOnce(&mut GatewayConfig) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let _one_at_a_time = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut config = GatewayConfig::clone(&self.config());
+        edit(&mut config)?;
+        config.validate()?;
+        let rule = config.policy.build(config.seed).map_err(InvalidConfig::Policy)?;
+        let is_new_policy = config.policy != self.config().policy;
+        let mut core = self.core();
+        if is_new_policy {
+            core.set_policy(config.policy.name(), rule, &self.metrics);
+        }
+        core.set_instances(&config, &self.metrics)?;
+        *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+        drop(core);
+        self.freed.notify_one();
+        Ok(())
+    }
+
+    /// Adds an instance.
+    pub(crate) fn add(&self, instance: InstanceConfig) -> Result<(), ChangeError> {
+        self.change(|config| {
+            config.instances.push(instance);
+            Ok(())
+        })
+    }
+
+    /// Takes an instance out. Its requests in flight go on.
+    pub(crate) fn remove(&self, name: &str) -> Result<(), ChangeError> {
+        self.change(|config| {
+            let known = config.instances.len();
+            config.instances.retain(|it| !matches!(it.parse(), Ok((other, _)) if other == name));
+            let is_gone = config.instances.len() < known;
+            is_gone.then_some(()).ok_or(ChangeError::UnknownInstance { name: name.to_owned() })
+        })
+    }
+
+    /// Exchanges the policy. The table and the cache directory stay.
+    pub(crate) fn set_policy(&self, policy: PolicyConfig) -> Result<(), ChangeError> {
+        self.change(|config| {
+            config.policy = policy;
+            Ok(())
+        })
+    }
+
+    /// Whether an instance gets no new requests.
+    pub(crate) fn set_draining(&self, name: &str, is_draining: bool) -> Result<(), ChangeError> {
+        let mut core = self.core();
+        let member = core.members.iter_mut().flatten().find(|it| it.instance.name == name);
+        let Some(member) = member else {
+            return Err(ChangeError::UnknownInstance { name: name.to_owned() });
+        };
+        member.is_draining = is_draining;
+        core.refresh_all(&self.config());
+        drop(core);
+        self.freed.notify_one();
+        Ok(())
+    }
+
+    /// Every instance, for the admin API.
+    pub(crate) fn status(&self) -> Vec<InstanceStatus> {
+        let now = self.now();
+        let core = self.core();
+        let status = |member: &Member| {
+            let candidate = core.candidate(member.instance.id)?;
+            let load = candidate.load;
+            let hit_rate = member.last_page.and_then(|page| {
+                Some(page.prefix_cache_hits? / page.prefix_cache_queries.filter(|&n| n > 0.0)?)
+            });
+            Some(InstanceStatus {
+                name: member.instance.name.clone(),
+                url: format!("http://{}", member.instance.target.authority),
+                up: member.health.is_up(),
+                draining: member.is_draining,
+                ejected_for: member.health.cause().map(EjectionCause::name),
+                in_flight: candidate.in_flight,
+                in_flight_uncached_tokens: candidate.in_flight_uncached_tokens,
+                waiting: load.map(|load| load.waiting),
+                running: load.map(|load| load.running),
+                kv_cache_usage: load.map(|load| load.kv_cache_usage),
+                load_age_s: load.map(|load| now.since(load.as_of).as_secs_f64()),
+                prefix_cache_hit_rate: hit_rate,
+                prefill_tokens_per_s: member.prefill_rate,
+                missing_figures: member.missing.clone(),
+            })
+        };
+        core.members().filter_map(status).collect()
+    }
+
+    /// The latest receipts, newest first.
+    pub(crate) fn receipts(&self, count: usize) -> Vec<Receipt> {
+        let core = self.core();
+        self.receipts.latest(count, |id| core.name(id))
+    }
+
+    /// The metrics page.
+    pub(crate) fn write_metrics(&self) -> String {
+        let now = self.now();
+        let core = self.core();
+        for member in core.members() {
+            let Some(candidate) = core.candidate(member.instance.id) else { continue };
+            let age = candidate.load.map(|load| now.since(load.as_of));
+            let is_in_use = core.is_in_use(member);
+            self.metrics.instance(&member.instance.name, candidate.in_flight, is_in_use, age);
+        }
+        self.metrics.queued.set(i64::try_from(core.queued).unwrap_or(i64::MAX));
+        let index_bytes = core.router.index_memory_bytes();
+        self.metrics.index_bytes.set(i64::try_from(index_bytes).unwrap_or(i64::MAX));
+        drop(core);
+        self.metrics.write()
+    }
+
+    fn core(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Core {
+    fn members(&self) -> impl Iterator<Item = &Member> {
+        self.members.iter().flatten()
+    }
+
+    fn member(&self, id: InstanceId) -> Option<&Member> {
+        self.members.get(id.index())?.as_ref()
+    }
+
+    fn member_mut(&mut self, id: InstanceId) -> Option<&mut Member> {
+        self.members.get_mut(id.index())?.as_mut()
+    }
+
+    fn candidate(&self, id: InstanceId) -> Option<&Candidate> {
+        let candidates = self.router.candidates();
+        candidates
+            .binary_search_by_key(&id, |candidate| candidate.id)
+            .ok()
+            .map(|at| &candidates[at])
+    }
+
+    fn name(&self, id: InstanceId) -> String {
+        self.member(id).map_or_else(|| format!("removed-{id}"), |m| m.instance.name.clone())
+    }
+
+    fn is_in_use(&self, member: &Member) -> bool {
+        !member.is_draining
+            && (member.health.is_up() || self.last_resort == Some(member.instance.id))
+    }
+
+    fn set_policy(&mut self, name: &'static str, mut rule: Box<dyn Policy>, metrics: &Metrics) {
+        rule.observe(Event::MembershipChanged { candidates: self.router.candidates() });
+        *self.policy.lock().unwrap_or_else(PoisonError::into_inner) = rule;
+        self.policy_name = name;
+        for member in self.members.iter_mut().flatten() {
+            member.metrics = metrics.route(&member.instance.name, name);
+        }
+        tracing::info!(policy = name, "policy set");
+    }
+
+    /// Takes out the instances that are not listed, and adds those that are new.
+    fn set_instances(
+        &mut self,
+        config: &GatewayConfig,
+        metrics: &Metrics,
+    ) -> Result<(), InvalidConfig> {
+        let parsed = config.instances.iter().map(InstanceConfig::parse);
+        let mut listed = parsed.collect::<Result<Vec<(String, Target)>, _>>()?;
+        for at in 0..self.members.len() {
+            let Some(member) = &self.members[at] else { continue };
+            let Instance { id, name, target, .. } = &*member.instance;
+            let known = listed.iter().position(|listed| (&listed.0, &listed.1) == (name, target));
+            if let Some(known) = known {
+                listed.remove(known);
+                continue;
+            }
+            tracing::info!(instance = name, "instance removed");
+            metrics.forget(name);
+            self.router.remove_instance(*id);
+            self.members[at] = None;
+        }
+        for (name, target) in listed {
+            self.enter(name, target, metrics);
+        }
+        self.refresh_all(config);
+        Ok(())
+    }
+
+    fn enter(&mut self, name: String, target: Target, metrics: &Metrics) {
+        tracing::info!(instance = name, address = target.authority, "instance added");
+        let id = InstanceId(u32::try_from(self.members.len()).expect("fewer than 2^32 instances"));
+        let header = HeaderValue::from_str(&name).expect("the name was checked to be ASCII");
+        let metrics = metrics.route(&name, self.policy_name);
+        let given_up = Notify::new();
+        let activity = Activity::default();
+        self.members.push(Some(Member {
+            instance: Arc::new(Instance { id, name, target, header, given_up, activity }),
+            metrics,
+            health: Health::default(),
+            is_draining: false,
+            prefill_rate: None,
+            last_page: None,
+            missing: Vec::new(),
+        }));
+        self.router.add_instance(id);
+    }
+
+    /// Brings one instance's eligibility in line with its state.
+    fn refresh(&mut self, id: InstanceId, config: &GatewayConfig) {
+        let (Some(member), Some(candidate)) = (self.member(id), self.candidate(id)) else { return };
+        let caps = [config.limits.instance_in_flight, member.health.allowance()];
+        let has_room = caps.into_iter().flatten().all(|cap| candidate.in_flight < cap);
+        let is_eligible = has_room && self.is_in_use(member);
+        self.router.set_eligible(id, is_eligible);
+    }
+
+    /// Brings all in line. If none is up, the one that was up last stays in use.
+    fn refresh_all(&mut self, config: &GatewayConfig) {
+        let usable = || self.members().filter(|member| !member.is_draining);
+        let latest = usable().max_by_key(|m| (m.health.ejected_at, m.instance.id));
+        let is_any_up = usable().any(|member| member.health.is_up());
+        self.last_resort = latest.filter(|_| !is_any_up).map(|member| member.instance.id);
+        let ids: Vec<InstanceId> = self.members().map(|member| member.instance.id).collect();
+        for id in ids {
+            self.refresh(id, config);
+        }
+    }
+}
+
+/// Whether silence of this instance would say anything: it has work, and would be heard if it did it.
+///
+/// It would be heard if an answer is streaming, or if all its requests are streams that wait for their prefill, or if
+/// its token counters can be read. (A generation that comes whole is silent by nature.)
+fn may_judge(activity: &Activity, candidate: &Candidate, page: Option<Page>) -> bool {
+    let has_progress = page.is_some_and(|page| page.progress().is_some());
+    candidate.in_flight > 0
+        && (activity.speaking.load(Ordering::Relaxed) > 0
+            || activity.whole.load(Ordering::Relaxed) == 0
+            || has_progress)
+}
+
+/// Leaves the queue, however the wait ends.
+struct Queued<'a>(&'a Fleet);
+
+impl Drop for Queued<'_> {
+    fn drop(&mut self) {
+        self.0.core().queued -= 1;
+        // If it was woken and left, the next one must not miss the place.
+        self.0.freed.notify_one();
+    }
+}

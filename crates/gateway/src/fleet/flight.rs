@@ -1,0 +1,170 @@
+//! A request that is booked at an instance.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use kvroute_policy::Reason;
+use kvroute_router::{Routed, Ticket};
+use kvroute_types::TokenCount;
+
+use super::Fleet;
+use crate::instance::Instance;
+use crate::metrics::{Outcome, RouteMetrics};
+
+/// Weight of the newest sample in an instance's prefill rate.
+const RATE_WEIGHT: f64 = 0.2;
+/// Shortest prefill, tokens, that says something about the rate.
+const RATE_TOKENS_MIN: u64 = 256;
+
+/// How an answer comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// As a stream, of which nothing has come yet.
+    Waiting,
+    /// As a stream that has begun.
+    Speaking,
+    /// In one piece.
+    Whole,
+}
+
+/// A request booked at an instance. Dropping it ends the booking, on every path there is.
+pub(crate) struct Flight {
+    fleet: Arc<Fleet>,
+    pub(crate) instance: Arc<Instance>,
+    pub(crate) reason: Reason,
+    pub(crate) predicted_cached_tokens: Option<TokenCount>,
+    /// `None` only while dropping.
+    ticket: Option<Ticket>,
+    metrics: Arc<RouteMetrics>,
+    arrived: Instant,
+    sent: Instant,
+    /// Prefill work at the instance when this was sent, its own included, tokens.
+    work_tokens: u64,
+    kind: Kind,
+    outcome: Outcome,
+}
+
+impl Flight {
+    /// `arrived` is when the client's request did, `sent` when it was booked.
+    pub(super) fn new(
+        fleet: Arc<Fleet>,
+        instance: Arc<Instance>,
+        metrics: Arc<RouteMetrics>,
+        routed: Routed,
+        (arrived, sent): (Instant, Instant),
+        work_tokens: u64,
+    ) -> Self {
+        Self {
+            fleet,
+            instance,
+            reason: routed.reason,
+            predicted_cached_tokens: routed.predicted_cached_tokens,
+            ticket: Some(routed.ticket),
+            metrics,
+            arrived,
+            sent,
+            work_tokens,
+            kind: Kind::Waiting,
+            outcome: Outcome::Abandoned,
+        }
+    }
+
+    /// The answer will come in one piece, so nothing will be heard until it is there.
+    pub(crate) fn is_whole(&mut self) {
+        self.set_kind(Kind::Whole);
+    }
+
+    /// The first bytes of the answer's body are there.
+    pub(crate) fn first_bytes(&mut self, now: Instant) {
+        let is_stream = self.kind == Kind::Waiting;
+        self.heard(now);
+        if !is_stream {
+            return;
+        }
+        self.set_kind(Kind::Speaking);
+        self.metrics.ttft.observe(now.saturating_duration_since(self.arrived).as_secs_f64());
+        let mut core = self.fleet.core();
+        if let Some(ticket) = &self.ticket {
+            core.router.first_token(ticket);
+        }
+        let taken_s = now.saturating_duration_since(self.sent).as_secs_f64();
+        if self.work_tokens >= RATE_TOKENS_MIN
+            && taken_s > 0.0
+            && let Some(member) = core.member_mut(self.instance.id)
+        {
+            let rate = self.work_tokens as f64 / taken_s;
+            let known = member.prefill_rate.unwrap_or(rate);
+            member.prefill_rate = Some(known + RATE_WEIGHT * (rate - known));
+        }
+    }
+
+    /// More bytes are there, `gap_s` after the last.
+    pub(crate) fn next_bytes(&self, now: Instant, gap_s: f64) {
+        self.heard(now);
+        if self.kind == Kind::Speaking {
+            self.metrics.itl.observe(gap_s);
+        }
+    }
+
+    /// The answer is complete. What has failed (by its status, say) stays failed.
+    pub(crate) fn answered(&mut self) {
+        if self.outcome != Outcome::Failed {
+            self.outcome = Outcome::Answered;
+        }
+    }
+
+    /// The instance failed the request.
+    pub(crate) fn failed(&mut self) {
+        self.outcome = Outcome::Failed;
+    }
+
+    fn heard(&self, now: Instant) {
+        self.instance.activity.heard(self.fleet.timestamp(now));
+    }
+
+    fn set_kind(&mut self, kind: Kind) {
+        let count = |kind| match kind {
+            Kind::Waiting => None,
+            Kind::Speaking => Some(&self.instance.activity.speaking),
+            Kind::Whole => Some(&self.instance.activity.whole),
+        };
+        if let Some(before) = count(self.kind) {
+            before.fetch_sub(1, Ordering::Relaxed);
+        }
+        if let Some(after) = count(kind) {
+            after.fetch_add(1, Ordering::Relaxed);
+        }
+        self.kind = kind;
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        self.set_kind(Kind::Waiting);
+        self.metrics.ended(self.outcome);
+        self.metrics.e2e.observe(self.arrived.elapsed().as_secs_f64());
+        let config = self.fleet.config();
+        let mut core = self.fleet.core();
+        if let Some(ticket) = self.ticket.take() {
+            core.router.end(ticket);
+        }
+        if self.outcome == Outcome::Answered
+            && let Some(member) = core.member_mut(self.instance.id)
+        {
+            member.health.on_success(&config.health);
+        }
+        core.refresh(self.instance.id, &config);
+        let is_awaited = core.queued > 0;
+        drop(core);
+        if is_awaited {
+            self.fleet.freed.notify_one();
+        }
+        if self.outcome == Outcome::Failed {
+            let now = self.fleet.now();
+            self.fleet.change_health(&self.instance, |health, config| {
+                health.on_failure(now, &config.health)
+            });
+        }
+    }
+}

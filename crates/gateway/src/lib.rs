@@ -1,0 +1,44 @@
+//! The HTTP gateway: an OpenAI-compatible front for unmodified vLLM instances.
+//!
+//! [`Gateway::start`] runs it from a [`GatewayConfig`]. A request's way: `proxy` reads the body once, `prompt` finds the
+//! routing fields and names the prompt's blocks, `fleet` asks the router core (`kvroute-router`, the one that the
+//! simulator drives) and books the request, `upstream` sends the same bytes to the chosen instance, `relay` passes the
+//! answer on. Beside that, `control` probes and reads the instances, `health` judges them, and `admin` is the
+//! operator's door.
+//!
+//! # Invariants
+//! * Exactly one call to an instance per try; a second try only before any byte has reached the client.
+//! * Bodies and end-to-end header fields pass unchanged, in both directions.
+//! * A booking ends when its `fleet::Flight` is dropped, on every path; when no request is under way all gauges are zero.
+//! * A request is one task: no channel and no spawned task per request, so a slow reader slows its instance down and
+//!   nothing else, and dropping the task cancels everything.
+//! * The fleet's lock is never held across a wait.
+//! * Everything a client can make the gateway hold has a bound in [`LimitConfig`].
+//!
+//! # What it is not
+//! It does not tokenize, terminate TLS, authenticate, or read KV events, and it has no rule of its own about where a
+//! request goes. Traces (OpenTelemetry) are not exported yet; `traceparent` passes like any other field.
+
+mod admin;
+mod config;
+mod control;
+mod error;
+mod fleet;
+mod health;
+mod instance;
+mod metrics;
+mod prompt;
+mod proxy;
+mod receipts;
+mod relay;
+mod scrape;
+mod server;
+mod upstream;
+
+pub use config::{
+    GatewayConfig, HealthConfig, IndexConfig, InstanceConfig, InvalidConfig, LimitConfig,
+    LoadConfig, PromptConfig, ReceiptConfig, RetryConfig, TimeoutConfig,
+};
+pub use instance::InvalidUrl;
+pub use prompt::{prefix_key_of_ids, session_key};
+pub use server::{Gateway, ReloadError, StartError};

@@ -1,0 +1,505 @@
+//! The routing fields of a request, and names for its prompt that need no tokenizer.
+//!
+//! # Canonical text
+//! A prompt is named by hashes over a canonical text. It need not be what the engine's chat template makes of the
+//! messages; it only has to be equal where that is equal, and to grow at the end when a conversation grows:
+//!
+//! * chat: the raw JSON of `tools`, if any; then for each message `\n<|ROLE|>\n`, its text, and the raw JSON of its
+//!   `tool_calls`, if any. The text is the content string, or the texts of its parts, each preceded by `\n<|text|>\n`; a
+//!   part without text (an image, say) stands as its raw JSON;
+//! * completion: the prompt string; the first of several;
+//! * token ids: each id as four bytes, little-endian, so that a block holds the same number of tokens as text is
+//!   estimated to have.
+//!
+//! # Block hashes
+//! `h[i] = mix64(h[i-1] ^ xxh3(bytes of block i))`, where `h[-1]` is the hash of the model, the `cache_salt` and the form
+//! (chat, text, ids), since engines share no blocks across these. Only whole blocks count, as in an engine.
+
+use std::borrow::Cow;
+
+use http::HeaderMap;
+use kvroute_policy::RequestView;
+use kvroute_types::{BlockHash, RequestId, TokenCount, mix64};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
+use crate::config::{BYTES_PER_TOKEN, PromptConfig};
+
+/// What routing needs to know of a request.
+#[derive(Debug, Default)]
+pub(crate) struct RoutingFacts {
+    pub(crate) session_key: Option<u64>,
+    pub(crate) prefix_key: Option<u64>,
+    pub(crate) prompt_blocks: Vec<BlockHash>,
+    /// Exact for token ids, else a quarter of the canonical text's bytes.
+    pub(crate) prompt_tokens: TokenCount,
+    pub(crate) max_output_tokens: Option<TokenCount>,
+    pub(crate) priority: i32,
+    pub(crate) is_stream: bool,
+}
+
+impl RoutingFacts {
+    /// Of a request whose body says nothing about its prompt.
+    pub(crate) fn opaque(headers: &HeaderMap) -> Self {
+        Self { session_key: session_header(headers).map(session_key), ..Self::default() }
+    }
+
+    /// Of a chat or completion request.
+    pub(crate) fn parse(
+        headers: &HeaderMap,
+        json: &[u8],
+        config: &PromptConfig,
+        seed: u64,
+    ) -> Result<Self, serde_json::Error> {
+        let body: Body<'_> = serde_json::from_slice(json)?;
+        let mut text = Vec::with_capacity(json.len());
+        let form = body.canonical_text(&mut text);
+        let first_user = body.first_text("user");
+        let prefix = body.first_text("system").or_else(|| first_user.clone());
+        let prefix = prefix.as_deref().or_else(|| body.prompt.as_ref().and_then(Prompt::text));
+        let prefix_key = match (&body.prompt, prefix) {
+            (Some(Prompt::Ids(ids)), _) => Some(prefix_key_of_ids(ids.iter().copied(), config)),
+            (_, prefix) => prefix.map(|text| xxh3_64(first_chars(text, config.prefix_chars))),
+        };
+        let session = session_header(headers)
+            .or_else(|| body.session_id.as_deref().map(str::as_bytes))
+            .or_else(|| body.user.as_deref().map(str::as_bytes))
+            .or_else(|| first_user.as_deref().map(str::as_bytes));
+
+        let root = [body.model.as_deref(), body.cache_salt.as_deref()]
+            .into_iter()
+            .flatten()
+            .fold(seed ^ form as u64, |seed, part| xxh3_64_with_seed(part.as_bytes(), seed));
+        let tokens = u32::try_from(text.len()).unwrap_or(u32::MAX) / BYTES_PER_TOKEN;
+        let limit = body.max_completion_tokens.or(body.max_tokens);
+        Ok(Self {
+            session_key: session.map(session_key),
+            prefix_key,
+            prompt_blocks: block_hashes(&text, config.block_bytes as usize, root),
+            prompt_tokens: TokenCount(tokens),
+            max_output_tokens: limit.map(TokenCount),
+            priority: body.priority.unwrap_or(0),
+            is_stream: body.stream.unwrap_or(false),
+        })
+    }
+
+    pub(crate) fn view(&self, id: RequestId) -> RequestView<'_> {
+        RequestView {
+            id,
+            session_key: self.session_key,
+            prefix_key: self.prefix_key,
+            prompt_blocks: &self.prompt_blocks,
+            prompt_tokens: self.prompt_tokens,
+            max_output_tokens: self.max_output_tokens,
+            priority: self.priority,
+        }
+    }
+}
+
+/// The fields that routing reads; everything else is skipped unread.
+#[derive(Deserialize)]
+struct Body<'a> {
+    #[serde(borrow, default)]
+    model: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    messages: Option<Vec<Message<'a>>>,
+    #[serde(borrow, default)]
+    prompt: Option<Prompt<'a>>,
+    #[serde(borrow, default)]
+    tools: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    cache_salt: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    session_id: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    user: Option<Cow<'a, str>>,
+    stream: Option<bool>,
+    max_tokens: Option<u32>,
+    max_completion_tokens: Option<u32>,
+    priority: Option<i32>,
+}
+
+#[derive(Deserialize)]
+struct Message<'a> {
+    #[serde(borrow, default)]
+    role: Cow<'a, str>,
+    #[serde(borrow, default)]
+    content: Option<Content<'a>>,
+    #[serde(borrow, default)]
+    tool_calls: Option<&'a RawValue>,
+}
+
+/// A string, or something else that is looked at only if need be.
+struct Text<'a>(Cow<'a, str>);
+
+enum Content<'a> {
+    Text(Cow<'a, str>),
+    Parts(Vec<Part<'a>>),
+}
+
+/// A content part that has a text, or its raw JSON.
+struct Part<'a>(Cow<'a, str>);
+
+enum Prompt<'a> {
+    Text(Cow<'a, str>),
+    Ids(Vec<u32>),
+}
+
+/// Keeps chats, texts and token ids apart: they are tokenized differently.
+#[derive(Clone, Copy)]
+enum Form {
+    Chat,
+    Text,
+    Ids,
+}
+
+impl Body<'_> {
+    fn canonical_text(&self, out: &mut Vec<u8>) -> Form {
+        match &self.prompt {
+            Some(Prompt::Ids(ids)) => {
+                out.reserve(ids.len() * BYTES_PER_TOKEN as usize);
+                for id in ids {
+                    out.extend_from_slice(&id.to_le_bytes());
+                }
+                Form::Ids
+            }
+            Some(Prompt::Text(text)) => {
+                out.extend_from_slice(text.as_bytes());
+                Form::Text
+            }
+            None => {
+                self.canonical_chat(out);
+                Form::Chat
+            }
+        }
+    }
+
+    fn canonical_chat(&self, out: &mut Vec<u8>) {
+        if let Some(tools) = self.tools {
+            out.extend_from_slice(tools.get().as_bytes());
+        }
+        for message in self.messages.iter().flatten() {
+            for piece in ["\n<|", &message.role, "|>\n"] {
+                out.extend_from_slice(piece.as_bytes());
+            }
+            match &message.content {
+                Some(Content::Text(text)) => out.extend_from_slice(text.as_bytes()),
+                Some(Content::Parts(parts)) => parts.iter().for_each(|part| {
+                    out.extend_from_slice(b"\n<|text|>\n");
+                    out.extend_from_slice(part.0.as_bytes());
+                }),
+                None => {}
+            }
+            if let Some(calls) = message.tool_calls {
+                out.extend_from_slice(calls.get().as_bytes());
+            }
+        }
+    }
+
+    /// Text of the first message of this role.
+    fn first_text(&self, role: &str) -> Option<Cow<'_, str>> {
+        let message = self.messages.iter().flatten().find(|message| message.role == role)?;
+        Some(match message.content.as_ref()? {
+            Content::Text(text) => Cow::Borrowed(text),
+            Content::Parts(parts) => parts.iter().map(|part| &*part.0).collect(),
+        })
+    }
+}
+
+impl Prompt<'_> {
+    fn text(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => Some(text),
+            Self::Ids(_) => None,
+        }
+    }
+}
+
+/// The key under which a session is routed, from the value of its `X-Session-ID` header or what stands in for it.
+pub fn session_key(session: &[u8]) -> u64 {
+    xxh3_64(session)
+}
+
+/// The prefix key of a prompt of token ids: of as many leading ids as the characters of a text prompt's key are
+/// estimated to make.
+pub fn prefix_key_of_ids(ids: impl IntoIterator<Item = u32>, config: &PromptConfig) -> u64 {
+    let leading = config.prefix_chars.div_ceil(BYTES_PER_TOKEN as usize);
+    let bytes: Vec<u8> = ids.into_iter().take(leading).flat_map(u32::to_le_bytes).collect();
+    xxh3_64(&bytes)
+}
+
+fn session_header(headers: &HeaderMap) -> Option<&[u8]> {
+    headers.get("x-session-id").map(http::HeaderValue::as_bytes)
+}
+
+fn first_chars(text: &str, chars: usize) -> &[u8] {
+    let end = text.char_indices().nth(chars).map_or(text.len(), |(at, _)| at);
+    &text.as_bytes()[..end]
+}
+
+fn block_hashes(text: &[u8], block_bytes: usize, root: u64) -> Vec<BlockHash> {
+    // The blocks' own hashes do not wait for one another; only the cheap mix is a chain.
+    let mut parent = root;
+    let chained = |block: &[u8]| {
+        parent = mix64(parent ^ xxh3_64(block));
+        BlockHash(parent)
+    };
+    text.chunks_exact(block_bytes).map(chained).collect()
+}
+
+mod de {
+    //! Reads the fields that come in several shapes, without a tree and without copies.
+
+    use std::borrow::Cow;
+    use std::fmt;
+
+    use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
+    use serde_json::value::RawValue;
+
+    use super::{Content, Part, Prompt, Text};
+
+    /// A shape that is a string or a sequence.
+    trait StringOrSequence<'de>: Sized {
+        const EXPECTED: &'static str;
+        fn string(text: Cow<'de, str>) -> Self;
+        fn sequence<A: SeqAccess<'de>>(items: A) -> Result<Self, A::Error>;
+    }
+
+    struct ShapeVisitor<T>(std::marker::PhantomData<T>);
+
+    impl<'de, T: StringOrSequence<'de>> Visitor<'de> for ShapeVisitor<T> {
+        type Value = T;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(T::EXPECTED)
+        }
+
+        fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<T, E> {
+            Ok(T::string(Cow::Borrowed(text)))
+        }
+
+        fn visit_str<E: Error>(self, text: &str) -> Result<T, E> {
+            Ok(T::string(Cow::Owned(text.to_owned())))
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, items: A) -> Result<T, A::Error> {
+            T::sequence(items)
+        }
+    }
+
+    impl<'de> StringOrSequence<'de> for Text<'de> {
+        const EXPECTED: &'static str = "a string";
+
+        fn string(text: Cow<'de, str>) -> Self {
+            Self(text)
+        }
+
+        fn sequence<A: SeqAccess<'de>>(_: A) -> Result<Self, A::Error> {
+            Err(A::Error::custom("expected a string"))
+        }
+    }
+
+    impl<'de> StringOrSequence<'de> for Content<'de> {
+        const EXPECTED: &'static str = "a string or a list of content parts";
+
+        fn string(text: Cow<'de, str>) -> Self {
+            Self::Text(text)
+        }
+
+        fn sequence<A: SeqAccess<'de>>(mut items: A) -> Result<Self, A::Error> {
+            let mut parts = Vec::new();
+            while let Some(part) = items.next_element()? {
+                parts.push(part);
+            }
+            Ok(Self::Parts(parts))
+        }
+    }
+
+    impl<'de> StringOrSequence<'de> for Prompt<'de> {
+        const EXPECTED: &'static str = "a string, a list of token ids, or a list of either";
+
+        fn string(text: Cow<'de, str>) -> Self {
+            Self::Text(text)
+        }
+
+        fn sequence<A: SeqAccess<'de>>(mut items: A) -> Result<Self, A::Error> {
+            /// A token id, or one of several prompts.
+            enum Item<'a> {
+                Id(u32),
+                Prompt(Prompt<'a>),
+            }
+
+            struct ItemVisitor;
+
+            impl<'de> Visitor<'de> for ItemVisitor {
+                type Value = Item<'de>;
+
+                fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                    f.write_str("a token id, a string or a list of token ids")
+                }
+
+                fn visit_u64<E: Error>(self, id: u64) -> Result<Item<'de>, E> {
+                    u32::try_from(id)
+                        .map(Item::Id)
+                        .map_err(|_| E::custom("a token id is over 32 bits"))
+                }
+
+                fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<Item<'de>, E> {
+                    Ok(Item::Prompt(Prompt::string(Cow::Borrowed(text))))
+                }
+
+                fn visit_str<E: Error>(self, text: &str) -> Result<Item<'de>, E> {
+                    Ok(Item::Prompt(Prompt::string(Cow::Owned(text.to_owned()))))
+                }
+
+                fn visit_seq<A: SeqAccess<'de>>(self, mut ids: A) -> Result<Item<'de>, A::Error> {
+                    let mut list = Vec::new();
+                    while let Some(id) = ids.next_element()? {
+                        list.push(id);
+                    }
+                    Ok(Item::Prompt(Prompt::Ids(list)))
+                }
+            }
+
+            impl<'de> Deserialize<'de> for Item<'de> {
+                fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                    from.deserialize_any(ItemVisitor)
+                }
+            }
+
+            let mut ids = Vec::new();
+            let mut first = None;
+            while let Some(item) = items.next_element()? {
+                match item {
+                    Item::Id(id) => ids.push(id),
+                    Item::Prompt(prompt) => first = first.or(Some(prompt)),
+                }
+            }
+            Ok(first.unwrap_or(Self::Ids(ids)))
+        }
+    }
+
+    macro_rules! deserialize_shape {
+        ($($shape:ident)+) => {$(
+            impl<'de: 'a, 'a> Deserialize<'de> for $shape<'a> {
+                fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                    from.deserialize_any(ShapeVisitor::<$shape<'de>>(std::marker::PhantomData))
+                }
+            }
+        )+};
+    }
+    deserialize_shape!(Text Content Prompt);
+
+    impl<'de: 'a, 'a> Deserialize<'de> for Part<'a> {
+        fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+            #[derive(serde::Deserialize)]
+            struct Fields<'a> {
+                #[serde(borrow)]
+                text: Text<'a>,
+            }
+
+            let raw = <&'de RawValue>::deserialize(from)?;
+            let text = serde_json::from_str(raw.get()).map(|Fields { text }| text.0);
+            Ok(Self(text.unwrap_or(Cow::Borrowed(raw.get()))))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn facts(body: &str) -> RoutingFacts {
+        RoutingFacts::parse(&HeaderMap::new(), body.as_bytes(), &PromptConfig::default(), 1)
+            .unwrap()
+    }
+
+    fn text(body: &str) -> String {
+        let mut out = Vec::new();
+        serde_json::from_str::<Body<'_>>(body).unwrap().canonical_text(&mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn the_canonical_text_is_as_documented() {
+        let chat = r#"{"model":"m","messages":[{"role":"system","content":"be\nbrief"},
+            {"content":[{"type":"text","text":"hi"},{"type":"image_url","image_url":{"url":"u"}}],"role":"user"},
+            {"role":"assistant","content":null,"tool_calls":[{"id":"1"}]}],"tools":[{"a":1}],"unknown":{"x":[1]}}"#;
+        assert_eq!(
+            text(chat),
+            "[{\"a\":1}]\n<|system|>\nbe\nbrief\n<|user|>\n\n<|text|>\nhi\n<|text|>\n\
+             {\"type\":\"image_url\",\"image_url\":{\"url\":\"u\"}}\n<|assistant|>\n[{\"id\":\"1\"}]"
+        );
+        assert_eq!(text(r#"{"prompt":"a\u00e9b"}"#), "aéb");
+        assert_eq!(text(r#"{"prompt":["one","two"]}"#), "one");
+        assert_eq!(text(r#"{"prompt":[[65,66],[1]]}"#), "A\0\0\0B\0\0\0");
+        assert_eq!(text(r#"{"prompt":[65]}"#), "A\0\0\0");
+        assert_eq!(text(r#"{"model":"m"}"#), "");
+    }
+
+    #[test]
+    fn a_growing_conversation_keeps_its_blocks() {
+        let turn = |rest: &str| {
+            format!(
+                r#"{{"model":"m","messages":[{{"role":"user","content":"{}"}}{rest}]}}"#,
+                "x".repeat(300)
+            )
+        };
+        let first = facts(&turn(""));
+        let second =
+            facts(&turn(&format!(r#",{{"role":"assistant","content":"{}"}}"#, "yes".repeat(50))));
+        assert_eq!(first.prompt_blocks.len(), 4);
+        assert!(second.prompt_blocks.starts_with(&first.prompt_blocks));
+        assert!(second.prompt_blocks.len() > first.prompt_blocks.len());
+        assert_eq!(first.session_key, second.session_key);
+        let other_model = facts(&turn("").replace("\"m\"", "\"n\""));
+        assert_ne!(other_model.prompt_blocks[0], first.prompt_blocks[0]);
+    }
+
+    #[test]
+    fn token_ids_are_counted_exactly() {
+        let ids: Vec<u32> = (0..40).collect();
+        let facts = facts(&format!(r#"{{"prompt":{ids:?},"max_tokens":7,"stream":true}}"#));
+        assert_eq!(facts.prompt_tokens, TokenCount(40));
+        assert_eq!(facts.prompt_blocks.len(), 2);
+        assert_eq!(facts.max_output_tokens, Some(TokenCount(7)));
+        assert!(facts.is_stream);
+    }
+
+    #[test]
+    fn keys_come_from_the_documented_places() {
+        let body = r#"{"messages":[{"role":"system","content":"s"},{"role":"user","content":"u"}]"#;
+        let plain = facts(&format!("{body}}}"));
+        assert_eq!(plain.session_key, Some(xxh3_64(b"u")));
+        assert_eq!(plain.prefix_key, Some(xxh3_64(b"s")));
+        let user = facts(&format!(r#"{body},"user":"alice"}}"#));
+        assert_eq!(user.session_key, Some(xxh3_64(b"alice")));
+        let session = facts(&format!(r#"{body},"user":"alice","session_id":"7"}}"#));
+        assert_eq!(session.session_key, Some(xxh3_64(b"7")));
+        let headers = HeaderMap::from_iter([(
+            http::HeaderName::from_static("x-session-id"),
+            HeaderValue::from_static("h"),
+        )]);
+        let config = PromptConfig { prefix_chars: 1, ..PromptConfig::default() };
+        let body = r#"{"prompt":"äöü","session_id":"7"}"#;
+        let facts = RoutingFacts::parse(&headers, body.as_bytes(), &config, 1).unwrap();
+        assert_eq!(facts.session_key, Some(xxh3_64(b"h")));
+        assert_eq!(facts.prefix_key, Some(xxh3_64("ä".as_bytes())));
+    }
+
+    #[test]
+    fn what_is_no_request_is_refused() {
+        let error = |body: &[u8]| {
+            RoutingFacts::parse(&HeaderMap::new(), body, &PromptConfig::default(), 1)
+                .unwrap_err()
+                .to_string()
+        };
+        assert!(error(b"{\"model\": ").contains("EOF"));
+        assert!(error(b"[1]").contains("invalid type"), "{}", error(b"[1]"));
+        assert!(error(b"{\"messages\": 3}").contains("invalid type"));
+        assert!(error(b"{\"prompt\": \"\xff\"}").contains("unicode"));
+    }
+}

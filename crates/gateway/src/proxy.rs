@@ -1,0 +1,403 @@
+//! One request: read, route, send, relay; and what becomes of it when something fails.
+
+use std::rc::Rc;
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use http::header::{self, HeaderName};
+use http::request::Parts;
+use http::response::Parts as AnswerHead;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http_body::{Body, Frame};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use tokio::time::{sleep, timeout};
+
+use crate::config::{GatewayConfig, seconds};
+use crate::error::Failure;
+use crate::fleet::Flight;
+use crate::instance::Target;
+use crate::prompt::RoutingFacts;
+use crate::relay::{AnswerBody, Relay};
+use crate::server::Worker;
+use crate::upstream::{self, Connection};
+
+const INSTANCE: HeaderName = HeaderName::from_static("x-kvroute-instance");
+const REASON: HeaderName = HeaderName::from_static("x-kvroute-reason");
+const PREDICTED: HeaderName = HeaderName::from_static("x-kvroute-predicted-cached-tokens");
+
+/// Fields that belong to one connection (RFC 9110, 7.6.1), beside those that `Connection` names.
+const HOP_BY_HOP: [HeaderName; 9] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::EXPECT,
+];
+
+/// What a client announces is not believed beyond this.
+const FIRST_ALLOCATION_BYTES_MAX: usize = 256 << 10;
+
+/// Most bytes of an instance's list of models.
+const MODELS_BYTES_MAX: usize = 4 << 20;
+
+/// Answers one client request.
+pub(crate) async fn serve(worker: Rc<Worker>, request: Request<Incoming>) -> Response<AnswerBody> {
+    let result = match (request.method(), request.uri().path()) {
+        (&Method::GET | &Method::HEAD, "/health") => Ok(status(StatusCode::OK)),
+        (&Method::GET | &Method::HEAD, "/ready") if worker.fleet.is_ready() => {
+            Ok(status(StatusCode::OK))
+        }
+        (&Method::GET | &Method::HEAD, "/ready") => Err(Failure::NoInstance),
+        (_, "/health" | "/ready") => Err(Failure::MethodNotAllowed { allowed: "GET" }),
+        (&Method::GET, "/v1/models") => models(&worker, request).await,
+        (&Method::POST, "/v1/chat/completions" | "/v1/completions") => {
+            relay(&worker, request, true).await
+        }
+        (_, "/v1/chat/completions" | "/v1/completions") => {
+            Err(Failure::MethodNotAllowed { allowed: "POST" })
+        }
+        (_, path) if path.starts_with("/v1/") => relay(&worker, request, false).await,
+        (_, path) => Err(Failure::NotFound { path: path.to_owned() }),
+    };
+    let mut response = result.unwrap_or_else(|failure| {
+        worker.fleet.metrics.error(&failure);
+        tracing::debug!(%failure, kind = failure.kind(), "request refused");
+        failure.response().map(|body| AnswerBody::Own(Some(body)))
+    });
+    if worker.is_stopping() {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+fn status(status: StatusCode) -> Response<AnswerBody> {
+    let mut response = Response::new(AnswerBody::Own(None));
+    *response.status_mut() = status;
+    response
+}
+
+/// What is sent to an instance; the same bytes at every try.
+struct Outgoing {
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+/// An answer of which the first bytes are there.
+struct Answer {
+    head: AnswerHead,
+    connection: Connection,
+    incoming: Incoming,
+    /// `None` if the body is empty.
+    first: Option<Frame<Bytes>>,
+}
+
+async fn relay(
+    worker: &Rc<Worker>,
+    request: Request<Incoming>,
+    has_prompt: bool,
+) -> Result<Response<AnswerBody>, Failure> {
+    let arrived = Instant::now();
+    let config = worker.fleet.config();
+    let (Parts { method, uri, mut headers, .. }, body) = request.into_parts();
+    let body = read_body(body, &config).await?;
+    let facts = if has_prompt {
+        RoutingFacts::parse(&headers, &body, &config.prompt, config.seed)
+            .map_err(|error| Failure::BadRequest { detail: error.to_string() })?
+    } else {
+        RoutingFacts::opaque(&headers)
+    };
+    remove_hop_by_hop(&mut headers);
+    // The instance gets the path alone, also if the client named the gateway as a proxy would be.
+    let path = uri.path_and_query().map_or("/", |path| path.as_str());
+    let uri = path.parse().map_err(|_| Failure::NotFound { path: path.to_owned() })?;
+    let outgoing = Outgoing { method, uri, headers, body };
+
+    let mut flight = worker.fleet.admit(arrived, &facts).await?;
+    let mut tried = Vec::new();
+    loop {
+        if !facts.is_stream {
+            flight.is_whole();
+        }
+        let result = attempt(worker, &config, &outgoing, &flight).await;
+        if result.as_ref().is_ok_and(|answer| !answer.head.status.is_server_error()) {
+            return result.map(|answer| respond(worker, &config, answer, flight));
+        }
+        let is_retryable =
+            result.as_ref().map_or(true, |answer| matches!(answer.head.status.as_u16(), 502..=504));
+        tried.push(flight.instance.id);
+        if is_retryable
+            && tried.len() <= config.retry.tries_max as usize
+            && let Some(next) = worker.fleet.admit_retry(arrived, &facts, &tried)
+        {
+            flight.failed();
+            flight = next;
+            continue;
+        }
+        return match result {
+            // Its own words, as it said them; `respond` notes whose fault the status is.
+            Ok(answer) => Ok(respond(worker, &config, answer, flight)),
+            Err(failure) => {
+                flight.failed();
+                Err(failure)
+            }
+        };
+    }
+}
+
+/// Reads the whole body, once.
+async fn read_body(body: Incoming, config: &GatewayConfig) -> Result<Bytes, Failure> {
+    if body.is_end_stream() {
+        return Ok(Bytes::new());
+    }
+    let reading = collect(body, config.limits.body_bytes);
+    let limit = seconds(config.timeouts.request_body_s);
+    timeout(limit, reading).await.unwrap_or(Err(Failure::BodyTimeout))
+}
+
+/// Copies each piece as it comes, so that the connection can read the next one into the same memory.
+async fn collect(mut body: Incoming, limit_bytes: usize) -> Result<Bytes, Failure> {
+    let too_large = || Failure::BodyTooLarge { limit_bytes };
+    let announced = usize::try_from(body.size_hint().lower()).map_err(|_| too_large())?;
+    if announced > limit_bytes {
+        return Err(too_large());
+    }
+    let mut all = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(bytes) = frame.map_err(|_| Failure::BodyCut)?.into_data() else { continue };
+        if all.is_empty() && body.is_end_stream() {
+            return Ok(bytes);
+        }
+        if all.len() + bytes.len() > limit_bytes {
+            return Err(too_large());
+        }
+        if all.is_empty() {
+            all.reserve(announced.min(FIRST_ALLOCATION_BYTES_MAX));
+        }
+        all.extend_from_slice(&bytes);
+    }
+    Ok(all.freeze())
+}
+
+/// Sends the request to the chosen instance and waits for the first bytes of the answer's body.
+///
+/// For the body and not only for the head: vLLM sends the head of a stream at once and the first event with the first
+/// token, and as long as the client has nothing, the request can go elsewhere.
+async fn attempt(
+    worker: &Worker,
+    config: &GatewayConfig,
+    outgoing: &Outgoing,
+    flight: &Flight,
+) -> Result<Answer, Failure> {
+    let instance = &flight.instance;
+    let name = || instance.name.clone();
+    tokio::select! {
+        biased;
+        answer = exchange(worker, config, outgoing, flight) => answer,
+        () = instance.given_up.notified() => Err(Failure::GivenUp { instance: name() }),
+        () = sleep(seconds(config.timeouts.first_byte_s)) => {
+            Err(Failure::FirstByteTimeout { instance: name() })
+        }
+    }
+}
+
+async fn exchange(
+    worker: &Worker,
+    config: &GatewayConfig,
+    outgoing: &Outgoing,
+    flight: &Flight,
+) -> Result<Answer, Failure> {
+    let instance = &flight.instance;
+    let closed = |error: hyper::Error| {
+        tracing::debug!(%error, instance = instance.name, "no answer");
+        Failure::Closed { instance: instance.name.clone() }
+    };
+    let mut connection = match worker.pool.take(instance.id, seconds(config.timeouts.idle_s)) {
+        Some(connection) => connection,
+        None => connect(config, flight).await?,
+    };
+    let answer = match connection.send(outgoing.request(&instance.target)).await {
+        // It was closed while it lay unused: the instance has not seen this request.
+        Err(error) if connection.is_reused() => {
+            tracing::debug!(%error, instance = instance.name, "stale connection");
+            connection = connect(config, flight).await?;
+            connection.send(outgoing.request(&instance.target)).await.map_err(closed)?
+        }
+        answer => answer.map_err(closed)?,
+    };
+    let (head, mut incoming) = answer.into_parts();
+    let first = if incoming.is_end_stream() {
+        None
+    } else {
+        let first = std::future::poll_fn(|cx| connection.poll_frame(cx, &mut incoming)).await;
+        first.transpose().map_err(closed)?
+    };
+    Ok(Answer { head, connection, incoming, first })
+}
+
+async fn connect(config: &GatewayConfig, flight: &Flight) -> Result<Connection, Failure> {
+    let instance = &flight.instance;
+    let open = Connection::open(&instance.target);
+    let error = match timeout(seconds(config.timeouts.connect_s), open).await {
+        Ok(Ok(connection)) => return Ok(connection),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "timed out".to_owned(),
+    };
+    tracing::debug!(error, instance = instance.name, "no connection");
+    Err(Failure::Unreachable { instance: instance.name.clone() })
+}
+
+impl Outgoing {
+    fn request(&self, target: &Target) -> Request<Full<Bytes>> {
+        let mut request = Request::new(Full::new(self.body.clone()));
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = self.uri.clone();
+        *request.headers_mut() = self.headers.clone();
+        // HTTP/1.0 clients may leave it out; HTTP/1.1 servers refuse that.
+        if !self.headers.contains_key(header::HOST)
+            && let Ok(host) = HeaderValue::from_str(&target.authority)
+        {
+            request.headers_mut().insert(header::HOST, host);
+        }
+        request
+    }
+}
+
+/// Turns an answer into the client's: the same but for hop-by-hop fields and the receipt.
+fn respond(
+    worker: &Rc<Worker>,
+    config: &GatewayConfig,
+    answer: Answer,
+    mut flight: Flight,
+) -> Response<AnswerBody> {
+    let Answer { mut head, connection, incoming, first } = answer;
+    let headers = &mut head.headers;
+    remove_hop_by_hop(headers);
+    let is_event_stream = headers
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
+    headers.insert(INSTANCE, flight.instance.header.clone());
+    headers.insert(REASON, HeaderValue::from_static(flight.reason.name()));
+    if let Some(tokens) = flight.predicted_cached_tokens {
+        headers.insert(PREDICTED, tokens.0.into());
+    }
+    if head.status.is_server_error() {
+        flight.failed();
+    }
+    let stall = seconds(config.timeouts.stall_s);
+    let worker = Rc::clone(worker);
+    let relay = Relay::new(worker, flight, connection, incoming, first, is_event_stream, stall);
+    Response::from_parts(head, AnswerBody::Relay(Box::new(relay)))
+}
+
+fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(header::CONNECTION) {
+        let named: Vec<HeaderName> = headers
+            .get_all(header::CONNECTION)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .filter_map(|name| name.trim().parse().ok())
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+    }
+    for name in &HOP_BY_HOP {
+        headers.remove(name);
+    }
+}
+
+/// The models of all instances in use, each once.
+async fn models(
+    worker: &Rc<Worker>,
+    request: Request<Incoming>,
+) -> Result<Response<AnswerBody>, Failure> {
+    #[derive(Serialize, Deserialize)]
+    struct List {
+        object: String,
+        data: Vec<Box<RawValue>>,
+    }
+    #[derive(Deserialize)]
+    struct Model {
+        id: String,
+    }
+
+    let mut headers = request.into_parts().0.headers;
+    remove_hop_by_hop(&mut headers);
+    headers.remove(header::CONTENT_LENGTH);
+    let limit = seconds(worker.fleet.config().health.probe_timeout_s);
+    let answers: Vec<_> = worker
+        .fleet
+        .instances_in_use()
+        .into_iter()
+        .map(|instance| {
+            let headers = headers.clone();
+            let ask = async move {
+                upstream::get(&instance.target, "/v1/models", headers, MODELS_BYTES_MAX).await
+            };
+            tokio::task::spawn_local(timeout(limit, ask))
+        })
+        .collect();
+    let mut refusal = None;
+    let mut merged: Option<(List, Vec<String>)> = None;
+    for answer in answers {
+        let Ok(Ok(Ok((status, body)))) = answer.await else { continue };
+        let Ok(list) = serde_json::from_slice::<List>(&body) else {
+            refusal = Some((status, body));
+            continue;
+        };
+        let (merged, known) = merged
+            .get_or_insert_with(|| (List { object: list.object, data: Vec::new() }, Vec::new()));
+        for model in list.data {
+            let Ok(Model { id }) = serde_json::from_str(model.get()) else { continue };
+            if !known.contains(&id) {
+                known.push(id);
+                merged.data.push(model);
+            }
+        }
+    }
+    let (status, body) = match (merged, refusal) {
+        (Some((list, _)), _) => {
+            (StatusCode::OK, serde_json::to_vec(&list).unwrap_or_default().into())
+        }
+        // A wrong key, say: the instance's word on it is better than ours.
+        (None, Some(refusal)) => refusal,
+        (None, None) => return Err(Failure::NoInstance),
+    };
+    let mut response = Response::new(AnswerBody::Own(Some(body)));
+    *response.status_mut() = status;
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, json);
+    Ok(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_end_to_end_fields_pass() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("connection", "close, X-Private"),
+            ("x-private", "1"),
+            ("te", "trailers"),
+            ("authorization", "Bearer k"),
+            ("x-anything", "2"),
+        ] {
+            headers.append(name, HeaderValue::from_static(value));
+        }
+        remove_hop_by_hop(&mut headers);
+        let names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        assert_eq!(names, ["authorization", "x-anything"]);
+    }
+}
