@@ -122,10 +122,10 @@ impl ClusterArgs {
         // R4: left alone, the sequences give way to a smaller step.
         sizes.max_num_seqs =
             self.max_num_seqs.unwrap_or(sizes.max_num_seqs.min(sizes.max_num_batched_tokens));
-        // A model's length is a limit, not a demand: it gives way to a smaller cache unless asked for.
-        let capacity = u64::from(sizes.usable_blocks()) * u64::from(sizes.block_size.get());
-        let fits = u32::try_from(capacity).unwrap_or(u32::MAX).min(sizes.max_model_len);
-        sizes.max_model_len = self.max_model_len.unwrap_or(fits);
+        match self.max_model_len {
+            Some(max_model_len) => sizes.max_model_len = max_model_len,
+            None => fit_model_len(sizes),
+        }
         sizes.async_scheduling = !self.sync_scheduling;
         sizes.enable_prefix_caching = !self.no_prefix_caching;
         check_engine(sizes)?;
@@ -156,6 +156,12 @@ impl ClusterArgs {
     pub(crate) fn profile(&self) -> Result<LatencyProfile, Failure> {
         read_profile(&self.profile)
     }
+}
+
+/// A model's length is a limit, not a demand: it gives way to a smaller cache.
+pub(crate) fn fit_model_len(engine: &mut EngineConfig) {
+    let capacity = u64::from(engine.usable_blocks()) * u64::from(engine.block_size.get());
+    engine.max_model_len = u32::try_from(capacity).unwrap_or(u32::MAX).min(engine.max_model_len);
 }
 
 fn check_engine(engine: &EngineConfig) -> Result<(), Failure> {

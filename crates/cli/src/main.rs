@@ -6,9 +6,14 @@
 #![expect(clippy::print_stdout, reason = "printing results is what this crate is for")]
 
 mod cluster_args;
+mod demo;
 mod failure;
 mod inspect;
+mod log;
+mod mock;
 mod output;
+mod provenance;
+mod serve;
 mod simulate;
 mod trace;
 mod values;
@@ -28,6 +33,12 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Six policies on embedded instances, live over HTTP and simulated, in under a minute.
+    Demo(demo::DemoArgs),
+    /// Run the gateway in front of vLLM instances.
+    Serve(serve::ServeArgs),
+    /// Run simulated vLLM instances behind vLLM's HTTP API, in real time.
+    Mock(mock::MockArgs),
     /// Run a workload through routing policies over simulated vLLM instances, in virtual time.
     Simulate(Box<simulate::SimulateArgs>),
     /// Look at traces.
@@ -48,6 +59,9 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Demo(args) => demo::run(&args),
+        Command::Serve(args) => serve::run(&args),
+        Command::Mock(args) => mock::run(&args),
         Command::Simulate(args) => simulate::run(&args),
         Command::Trace { command } => trace::run(&command),
         Command::Policies(args) => inspect::policies(&args),

@@ -10,8 +10,8 @@ use clap::Args;
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressStyle};
 use kvroute_lab::{
-    InstanceMeasurements, Machine, Manifest, Measurements, Mode, Preemptions, RunResult, Slo,
-    WarmUp, mean_in_flight,
+    InstanceMeasurements, Manifest, Measurements, Mode, Preemptions, RunResult, Slo, WarmUp,
+    mean_in_flight,
 };
 use kvroute_policy::PolicyConfig;
 use kvroute_sim::{SimConfig, SimOutcome, simulate};
@@ -22,6 +22,7 @@ use serde::Serialize;
 use crate::cluster_args::{ClusterArgs, policies};
 use crate::failure::Failure;
 use crate::output::{Format, write_json};
+use crate::provenance::manifest;
 use crate::values;
 use crate::workload_args::{WorkloadArgs, WorkloadConfig};
 
@@ -155,16 +156,8 @@ pub(crate) fn run(args: &SimulateArgs) -> Result<(), Failure> {
                 slo: slo(args),
                 cluster,
             };
-            let manifest = Manifest {
-                kvroute_version: env!("CARGO_PKG_VERSION").to_owned(),
-                git_commit: option_env!("KVROUTE_GIT_COMMIT").map(str::to_owned),
-                command: std::env::args().collect(),
-                config: serde_json::to_value(config).map_err(std::io::Error::from)?,
-                seeds: (0..args.seeds).map(|number| args.seed + u64::from(number)).collect(),
-                machine: machine(),
-                inputs: source.inputs()?,
-                started_at: Some(humantime::format_rfc3339_seconds(started).to_string()),
-            };
+            let seeds = (0..args.seeds).map(|number| args.seed + u64::from(number)).collect();
+            let manifest = manifest(started, &config, seeds, source.inputs()?)?;
             write_json(&Report { manifest, runs })?;
         }
     }
@@ -173,15 +166,6 @@ pub(crate) fn run(args: &SimulateArgs) -> Result<(), Failure> {
 
 fn slo(args: &SimulateArgs) -> Slo {
     Slo { ttft_ms: args.slo_ttft_ms, tpot_ms: args.slo_tpot_ms }
-}
-
-fn machine() -> Machine {
-    let cpus = std::thread::available_parallelism().ok();
-    Machine {
-        os: std::env::consts::OS.to_owned(),
-        arch: std::env::consts::ARCH.to_owned(),
-        cpus: cpus.and_then(|cpus| u32::try_from(cpus.get()).ok()),
-    }
 }
 
 fn prepare(workload: Workload, config: &SimConfig) -> Result<Prepared, Failure> {

@@ -22,7 +22,7 @@ fn complaint_about(file: &str, content: &[u8], flags: &[&str]) -> String {
 }
 
 /// What a command that cannot work says.
-fn complaint(args: &[&str]) -> String {
+pub(crate) fn complaint(args: &[&str]) -> String {
     let output = kvroute(args);
     let complaint = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{args:?}: {complaint}");
@@ -31,7 +31,7 @@ fn complaint(args: &[&str]) -> String {
 }
 
 #[track_caller]
-fn says(complaint: &str, parts: &[&str]) {
+pub(crate) fn says(complaint: &str, parts: &[&str]) {
     for part in parts {
         assert!(complaint.contains(part), "`{part}` is missing from: {complaint}");
     }

@@ -8,6 +8,7 @@
 
 mod bad_input;
 mod inspect;
+mod serve;
 mod simulate;
 
 use std::path::{Path, PathBuf};

@@ -1,0 +1,358 @@
+//! `kvroute demo`: six policies, live over HTTP on embedded instances, beside the simulator's prediction.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::Context;
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use kvroute_gateway::{Gateway, GatewayConfig, InstanceConfig, prefix_key_of_ids, session_key};
+use kvroute_lab::{
+    InstanceMeasurements, Measurements, Mode, Pair, Preemptions, RunResult, Slo, WarmUp,
+    comparison_html, comparison_table, figures, mean_in_flight,
+};
+use kvroute_load::{InstanceTarget, LoadConfig, LoadOutcome, PromptForm, Target};
+use kvroute_mock_server::{MockCluster, MockConfig};
+use kvroute_policy::PolicyConfig;
+use kvroute_profile::LatencyProfile;
+use kvroute_router::Refresh;
+use kvroute_sim::SimConfig;
+use kvroute_types::{InstanceId, Timestamp, mix64};
+use kvroute_workload::{Plan, TokenStream, TraceStats, Workload, WorkloadSpec};
+
+use crate::failure::Failure;
+use crate::provenance::manifest;
+
+/// Instances behind the gateway.
+const INSTANCES: u32 = 2;
+/// Requests of each run.
+const REQUESTS: u32 = 30;
+/// KV blocks of an instance: room for the shared documents, but not for everything.
+const KV_BLOCKS: u32 = 3_000;
+/// Seconds between the gateway's load readings.
+const LOAD_REFRESH_S: f64 = 0.1;
+/// Ids that prompts are drawn from.
+const VOCABULARY: NonZeroU32 = NonZeroU32::new(32_000).expect("not 0");
+/// Requests, one after the other on idle instances, from which the time that HTTP takes is measured.
+const PROBES: u32 = 20;
+
+const WORKLOADS: [(&str, &str); 3] = [
+    ("chat", include_str!("../demo/chat.toml")),
+    ("rag", include_str!("../demo/rag.toml")),
+    ("mixed", include_str!("../demo/mixed.toml")),
+];
+
+/// Six policies on embedded instances, live over HTTP and simulated, in under a minute.
+///
+/// Starts two simulated vLLM instances and the gateway on loopback for each run, drives real HTTP through them, and
+/// compares with the simulator's prediction for the same requests. Needs nothing else installed.
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// Directory for results.json, report.html and the figures.
+    #[arg(long, value_name = "DIR", default_value = "kvroute-demo")]
+    out: PathBuf,
+
+    /// Seed of the workloads and of the order of runs.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+}
+
+/// A workload, ready to run.
+struct Prepared {
+    workload: Workload,
+    /// The same under the keys that the gateway reads from its requests, so that hashes agree.
+    as_routed: Workload,
+    plan: Plan,
+    hit_rate_infinite_cache: f64,
+}
+
+/// What all runs share.
+struct Setting {
+    profile: LatencyProfile,
+    seed: u64,
+    /// Time of one way between client and engine, s: measured.
+    one_way_s: f64,
+}
+
+pub(crate) fn run(args: &DemoArgs) -> Result<(), Failure> {
+    fs::create_dir_all(&args.out)
+        .with_context(|| format!("cannot create {}", args.out.display()))
+        .map_err(Failure::Usage)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        tokio::select! {
+            result = demo(args) => result,
+            _ = tokio::signal::ctrl_c() => Err(Failure::Run(anyhow::anyhow!("stopped; nothing was written"))),
+        }
+    })
+}
+
+async fn demo(args: &DemoArgs) -> Result<(), Failure> {
+    let started = SystemTime::now();
+    let profile = LatencyProfile::builtin("a100-llama3.1-8b").map_err(Failure::usage)?;
+    let mut setting = Setting { profile, seed: args.seed, one_way_s: 0.0 };
+    let prepared: Vec<Prepared> = WORKLOADS
+        .iter()
+        .map(|(name, spec)| prepare(name, spec, args.seed, REQUESTS))
+        .collect::<Result<_, _>>()?;
+    setting.one_way_s = measure_one_way(&setting).await?;
+    eprintln!(
+        "HTTP and timers take {:.2} ms each way; the simulator is told",
+        1e3 * setting.one_way_s
+    );
+
+    let mut cells: Vec<(usize, PolicyConfig)> = (0..prepared.len())
+        .flat_map(|workload| PolicyConfig::all().map(|policy| (workload, policy)))
+        .collect();
+    // Runs are shuffled, so that a drift of the machine favours no policy.
+    cells.sort_by_key(|&(workload, policy)| {
+        let name: u64 = policy.name().bytes().map(u64::from).fold(7, |h, b| mix64(h ^ b));
+        mix64(args.seed ^ mix64(name ^ workload as u64))
+    });
+
+    let style = ProgressStyle::with_template("{bar:30} run {pos} of {len}: {msg}, {elapsed} gone");
+    let progress = ProgressBar::new(cells.len() as u64)
+        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let mut pairs = Vec::new();
+    for (workload, policy) in cells {
+        let prepared = &prepared[workload];
+        progress.set_message(format!("{} under {}", prepared.workload.name(), policy.name()));
+        let live = live(&setting, prepared, policy).await?;
+        let sim = simulated(&setting, prepared, policy)?;
+        pairs.push((workload, Pair { live, sim }));
+        progress.inc(1);
+    }
+    progress.finish_and_clear();
+    let order = |policy: &str| PolicyConfig::NAMES.iter().position(|name| *name == policy);
+    pairs.sort_by_key(|(workload, pair)| (*workload, order(&pair.live.policy)));
+    let pairs: Vec<Pair> = pairs.into_iter().map(|(_, pair)| pair).collect();
+    let config = simulated_config(&setting, PolicyConfig::RoundRobin {});
+    write_results(&args.out, started, &config, args.seed, &pairs)?;
+    print!("{}", comparison_table(&pairs));
+    println!("report: {}", args.out.join("report.html").display());
+    Ok(())
+}
+
+fn prepare(name: &str, spec: &str, seed: u64, requests: u32) -> Result<Prepared, Failure> {
+    let spec = WorkloadSpec::from_toml(spec).map_err(Failure::usage)?;
+    let workload = spec.generate(seed, requests).map_err(Failure::usage)?.with_name(name);
+    let stream = TokenStream::new(VOCABULARY, 0);
+    let as_routed = workload.clone().with_keys(|workload, request| {
+        let prompt = workload.tokens(request, &stream).take(request.prompt_tokens.0 as usize);
+        let session = format!("{:016x}", request.session_key);
+        (
+            session_key(session.as_bytes()),
+            prefix_key_of_ids(prompt, &GatewayConfig::default().prompt),
+        )
+    });
+    let config = sim_config(&LatencyProfile::builtin("a100-llama3.1-8b").map_err(Failure::usage)?);
+    let plan = Plan::new(&workload, config.engine.block_size).map_err(Failure::usage)?;
+    let stats =
+        TraceStats::new(&workload, config.engine.block_size, &[]).map_err(Failure::usage)?;
+    let hit_rate_infinite_cache = stats.hit_rate_infinite_cache;
+    Ok(Prepared { workload, as_routed, plan, hit_rate_infinite_cache })
+}
+
+fn sim_config(profile: &LatencyProfile) -> SimConfig {
+    let mut config = SimConfig::new(INSTANCES, PolicyConfig::RoundRobin {}, profile.clone(), 0)
+        .with_kv_blocks(KV_BLOCKS);
+    crate::cluster_args::fit_model_len(&mut config.engine);
+    config
+}
+
+/// The live half of a run: fresh instances, a fresh gateway, real HTTP.
+async fn live(
+    setting: &Setting,
+    prepared: &Prepared,
+    policy: PolicyConfig,
+) -> Result<RunResult, Failure> {
+    let engine = sim_config(&setting.profile).engine;
+    let mock =
+        MockConfig { instances: INSTANCES, engine, ..MockConfig::new(setting.profile.clone()) };
+    let cluster = MockCluster::start(mock).await.map_err(|error| Failure::Run(error.into()))?;
+    let gateway = Gateway::start(gateway_config(&cluster, policy, setting.seed))
+        .map_err(|error| Failure::Run(error.into()))?;
+    wait_until_ready(&gateway).await?;
+    let config = load_config(&gateway, &cluster)?;
+    let outcome = kvroute_load::run(config, &prepared.workload, |_| {}).await;
+    let outcome = outcome.map_err(|error| Failure::Run(error.into()))?;
+    gateway.shutdown().await;
+    cluster.shutdown().await;
+    Ok(live_result(setting, prepared, policy, &outcome))
+}
+
+fn gateway_config(cluster: &MockCluster, policy: PolicyConfig, seed: u64) -> GatewayConfig {
+    let any_port: SocketAddr = (Ipv4Addr::LOCALHOST, 0).into();
+    let mut config = GatewayConfig {
+        listen: any_port,
+        admin_listen: any_port,
+        threads: Some(1),
+        instances: cluster.instances().iter().map(|i| InstanceConfig::new(i.url())).collect(),
+        policy,
+        seed,
+        ..GatewayConfig::default()
+    };
+    config.load.refresh_s = Some(LOAD_REFRESH_S);
+    config.index.capacity_blocks = Some(KV_BLOCKS);
+    config.timeouts.lame_duck_s = 0.001;
+    config
+}
+
+fn load_config(gateway: &Gateway, cluster: &MockCluster) -> Result<LoadConfig, Failure> {
+    let target = |url: String| Target::try_from(url).map_err(Failure::usage);
+    let instances = cluster
+        .instances()
+        .iter()
+        .map(|instance| target(instance.url()).map(InstanceTarget::new))
+        .collect::<Result<_, _>>()?;
+    Ok(LoadConfig {
+        target: target(format!("http://{}", gateway.addr()))?,
+        prompt_form: PromptForm::TokenIds { vocabulary: VOCABULARY },
+        request_timeout_s: 30.0,
+        instances,
+        ..LoadConfig::default()
+    })
+}
+
+async fn wait_until_ready(gateway: &Gateway) -> Result<(), Failure> {
+    let begun = Instant::now();
+    while !gateway.is_ready() {
+        if begun.elapsed() > Duration::from_secs(5) {
+            return Err(Failure::Run(anyhow::anyhow!(
+                "the gateway found no healthy instance within 5 s"
+            )));
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(())
+}
+
+/// The cluster that a simulated half runs on.
+fn simulated_config(setting: &Setting, policy: PolicyConfig) -> SimConfig {
+    let mut config = SimConfig { policy, seed: setting.seed, ..sim_config(&setting.profile) };
+    config.router.load.refresh = Refresh::EveryS(LOAD_REFRESH_S);
+    config.router.always_index = true;
+    config.network_delay_s = setting.one_way_s;
+    config
+}
+
+/// The simulated half: the same requests, engines, policy and signals, and the measured way.
+fn simulated(
+    setting: &Setting,
+    prepared: &Prepared,
+    policy: PolicyConfig,
+) -> Result<RunResult, Failure> {
+    let config = simulated_config(setting, policy);
+    let began = Instant::now();
+    let outcome = kvroute_sim::simulate(&config, &prepared.as_routed, &prepared.plan, |_| {});
+    let outcome = outcome.map_err(|error| Failure::Run(error.into()))?;
+    let wall_s = began.elapsed().as_secs_f64();
+    let instances = instances(&outcome.records, outcome.end);
+    Ok(RunResult::from_measurements(&Measurements {
+        records: &outcome.records,
+        instances_measured: instances,
+        cov_in_flight: outcome.in_flight_cov,
+        preemptions: Preemptions::InRecords,
+        decision_log_hash: Some(outcome.decision_log_hash),
+        ..measurements(setting, prepared, policy, Mode::Sim, wall_s)
+    }))
+}
+
+fn live_result(
+    setting: &Setting,
+    prepared: &Prepared,
+    policy: PolicyConfig,
+    outcome: &LoadOutcome,
+) -> RunResult {
+    RunResult::from_measurements(&Measurements {
+        records: &outcome.records,
+        instances_measured: instances(&outcome.records, outcome.end),
+        inter_token_ns: Some(outcome.inter_token_ns.clone()),
+        ..measurements(setting, prepared, policy, Mode::Live, outcome.wall.as_secs_f64())
+    })
+}
+
+/// What live and simulated results have in common.
+fn measurements<'a>(
+    setting: &Setting,
+    prepared: &Prepared,
+    policy: PolicyConfig,
+    mode: Mode,
+    wall_s: f64,
+) -> Measurements<'a> {
+    Measurements {
+        policy: policy.name().to_owned(),
+        policy_config: serde_json::to_value(policy).unwrap_or_default(),
+        workload: prepared.workload.name().to_owned(),
+        instances: INSTANCES,
+        seed: setting.seed,
+        mode,
+        records: &[],
+        warm_up: WarmUp::NONE,
+        slo: Slo { ttft_ms: 500.0, tpot_ms: 50.0 },
+        inter_token_ns: None,
+        hit_rate_infinite_cache: Some(prepared.hit_rate_infinite_cache),
+        instances_measured: Vec::new(),
+        cov_in_flight: None,
+        preemptions: Preemptions::Unmeasured,
+        decision_log_hash: None,
+        wall_s,
+    }
+}
+
+/// Mean requests in flight by instance, from the records alone, so that live and simulated runs are measured alike.
+fn instances(
+    records: &[kvroute_types::RequestRecord],
+    end: Timestamp,
+) -> Vec<InstanceMeasurements> {
+    let instance = |id| InstanceMeasurements {
+        in_flight_mean: mean_in_flight(records, id, Timestamp::ZERO, end),
+        ..InstanceMeasurements::unmeasured(id)
+    };
+    (0..INSTANCES).map(|id| instance(InstanceId(id))).collect()
+}
+
+/// Half of what live first tokens take longer than simulated ones when nothing else goes on.
+async fn measure_one_way(setting: &Setting) -> Result<f64, Failure> {
+    let spec = "kind = \"uniform\"\nrequests_per_s = 8.0\nprompt_tokens = { kind = \"constant\", value = 64 }\n\
+         output_tokens = { kind = \"constant\", value = 2 }\n";
+    let prepared = prepare("probe", spec, setting.seed, PROBES)?;
+    let policy = PolicyConfig::RoundRobin {};
+    let live = live(setting, &prepared, policy).await?;
+    let sim = simulated(setting, &prepared, policy)?;
+    let more_ms = live.ttft_ms.p50.zip(sim.ttft_ms.p50).map(|(live, sim)| live - sim);
+    Ok((more_ms.unwrap_or(0.0) / 2e3).max(0.0))
+}
+
+fn write_results(
+    out: &Path,
+    started: SystemTime,
+    config: &SimConfig,
+    seed: u64,
+    pairs: &[Pair],
+) -> Result<(), Failure> {
+    let command: Vec<String> = std::env::args().collect();
+    let html = comparison_html("kvroute demo", &command.join(" "), pairs);
+    let runs: Vec<&RunResult> = pairs.iter().flat_map(|pair| [&pair.live, &pair.sim]).collect();
+    let manifest = manifest(started, config, vec![seed], Vec::new())?;
+    let json =
+        serde_json::to_vec_pretty(&serde_json::json!({ "manifest": manifest, "runs": runs }));
+    let mut files = vec![
+        (PathBuf::from("results.json"), json.map_err(std::io::Error::from)?),
+        (PathBuf::from("report.html"), html.into_bytes()),
+    ];
+    let figures = figures(pairs).into_iter();
+    files.extend(figures.map(|(name, svg)| (Path::new("figures").join(name), svg.into_bytes())));
+    fs::create_dir_all(out.join("figures"))?;
+    for (name, content) in files {
+        // Whole or not at all: a killed demo leaves no half file.
+        let path = out.join(name);
+        let part = path.with_extension("part");
+        fs::write(&part, content)?;
+        fs::rename(&part, &path)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,124 @@
+//! `kvroute serve`.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow};
+use clap::Args;
+use kvroute_gateway::{Gateway, GatewayConfig, InstanceConfig};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::failure::Failure;
+
+/// Run the gateway in front of vLLM instances.
+///
+/// SIGTERM or Ctrl-C drains and stops it; SIGHUP reads the configuration file again without dropping a request.
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    /// Configuration file (TOML); flags override it. `--print-config` shows its form.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// Base URL of an instance, http://HOST:PORT; several for several. Replaces those of the configuration file.
+    #[arg(long, value_name = "URL", num_args = 1..)]
+    instance: Vec<String>,
+
+    /// Routing policy: a name with optional parameters, as load-cache:alpha=0.5,beta=0.5.
+    #[arg(long, value_name = "NAME")]
+    policy: Option<String>,
+
+    /// Where clients connect [default: 127.0.0.1:8000].
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<SocketAddr>,
+
+    /// Where the admin API and metrics are served; no authentication, so keep it on loopback [default: 127.0.0.1:8001].
+    #[arg(long, value_name = "ADDR")]
+    admin_listen: Option<SocketAddr>,
+
+    /// Append every decision with its scores and signal ages to this file, one JSON object a line.
+    #[arg(long, value_name = "FILE")]
+    decision_log: Option<PathBuf>,
+
+    /// Print the configuration in effect and exit.
+    #[arg(long)]
+    print_config: bool,
+}
+
+pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
+    let config = config(args)?;
+    if args.print_config {
+        let text = toml::to_string_pretty(&config).context("cannot show the configuration");
+        print!("{}", text.map_err(Failure::Run)?);
+        return Ok(());
+    }
+    crate::log::init();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(serve(args, config))
+}
+
+async fn serve(args: &ServeArgs, config: GatewayConfig) -> Result<(), Failure> {
+    // Signals are caught before anyone can know that the gateway is up.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let gateway = Gateway::start(config).map_err(Failure::usage)?;
+    eprintln!("gateway on http://{}, admin on http://{}", gateway.addr(), gateway.admin_addr());
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => reload(args, &gateway),
+        }
+    }
+    tokio::select! {
+        () = gateway.shutdown() => {}
+        // Whoever asks twice is in a hurry.
+        _ = interrupt.recv() => return Err(Failure::Run(anyhow!("stopped without waiting for requests"))),
+    }
+    Ok(())
+}
+
+fn reload(args: &ServeArgs, gateway: &Gateway) {
+    let result = config(args).and_then(|config| gateway.reload(config).map_err(Failure::usage));
+    match result {
+        Ok(()) => eprintln!("configuration reloaded"),
+        Err(failure) => eprintln!("configuration kept: {failure:#}"),
+    }
+}
+
+/// The configuration file, with the flags over it.
+fn config(args: &ServeArgs) -> Result<GatewayConfig, Failure> {
+    let mut config = match &args.config {
+        Some(path) => read(path).map_err(Failure::Usage)?,
+        None => GatewayConfig::default(),
+    };
+    if !args.instance.is_empty() {
+        config.instances = args.instance.iter().map(InstanceConfig::new).collect();
+    }
+    if let Some(policy) = &args.policy {
+        config.policy = policy.parse().map_err(Failure::usage)?;
+    }
+    if let Some(listen) = args.listen {
+        config.listen = listen;
+    }
+    if let Some(admin_listen) = args.admin_listen {
+        config.admin_listen = admin_listen;
+    }
+    if let Some(log) = &args.decision_log {
+        config.receipts.log = Some(log.clone());
+    }
+    if config.instances.is_empty() && !args.print_config {
+        return Err(Failure::Usage(anyhow!(
+            "no instances; give --instance URL or a --config file with [[instances]]"
+        )));
+    }
+    config.validate().context("the gateway's configuration is wrong").map_err(Failure::Usage)?;
+    Ok(config)
+}
+
+fn read(path: &Path) -> anyhow::Result<GatewayConfig> {
+    let read =
+        || -> anyhow::Result<GatewayConfig> { Ok(toml::from_str(&fs::read_to_string(path)?)?) };
+    read().with_context(|| format!("cannot read the configuration {}", path.display()))
+}
