@@ -348,11 +348,7 @@ fn write_results(
     files.extend(figures.map(|(name, svg)| (Path::new("figures").join(name), svg.into_bytes())));
     fs::create_dir_all(out.join("figures"))?;
     for (name, content) in files {
-        // Whole or not at all: a killed demo leaves no half file.
-        let path = out.join(name);
-        let part = path.with_extension("part");
-        fs::write(&part, content)?;
-        fs::rename(&part, &path)?;
+        crate::output::write_atomically(&out.join(name), &content)?;
     }
     Ok(())
 }

@@ -9,6 +9,7 @@ mod cluster_args;
 mod demo;
 mod failure;
 mod inspect;
+mod load;
 mod log;
 mod mock;
 mod output;
@@ -39,6 +40,8 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Run simulated vLLM instances behind vLLM's HTTP API, in real time.
     Mock(mock::MockArgs),
+    /// Drive an OpenAI-compatible endpoint with a workload and record every request.
+    Load(Box<load::LoadArgs>),
     /// Run a workload through routing policies over simulated vLLM instances, in virtual time.
     Simulate(Box<simulate::SimulateArgs>),
     /// Look at traces.
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::Mock(args) => mock::run(&args),
+        Command::Load(args) => load::run(&args),
         Command::Simulate(args) => simulate::run(&args),
         Command::Trace { command } => trace::run(&command),
         Command::Policies(args) => inspect::policies(&args),

@@ -1,6 +1,8 @@
 //! Forms of output.
 
+use std::fs;
 use std::io::{self, Write};
+use std::path::Path;
 
 use clap::ValueEnum;
 use comfy_table::{ContentArrangement, Table, presets};
@@ -23,6 +25,13 @@ pub(crate) fn write_json(value: &impl Serialize) -> io::Result<()> {
     let mut out = io::stdout().lock();
     serde_json::to_writer_pretty(&mut out, value)?;
     writeln!(out)
+}
+
+/// Writes a file whole or not at all, so that a killed run leaves no half of it.
+pub(crate) fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
+    let part = path.with_extension("part");
+    fs::write(&part, content)?;
+    fs::rename(part, path)
 }
 
 /// Writes rows as a table with a header, or as CSV.

@@ -78,6 +78,30 @@ fn a_conversation_goes_back_to_the_instance_that_knows_it() {
     assert_eq!(header(&again, "x-kvroute-reason"), "cache-score");
     assert_ne!(header(&again, "x-kvroute-predicted-cached-tokens"), "0");
     assert!(!again.contains("\"cached_tokens\":0"), "the engine hit its cache: {again}");
+
+    let out = tempfile::tempdir().unwrap();
+    let target = format!("http://{addr}");
+    let load =
+        ["load", "--target", &target, "--workload", "rag", "--requests", "20", "--rate", "100"];
+    let more = [
+        "--instance",
+        &urls[0],
+        &urls[1],
+        "--out",
+        out.path().to_str().unwrap(),
+        "--format",
+        "json",
+    ];
+    let report = crate::json(&[&load[..], &more[..]].concat());
+    let run = &report["runs"][0];
+    assert_eq!((&run["completed"], &run["failed"]), (&20.into(), &0.into()));
+    assert!(run["cache"]["hit_rate"].as_f64().is_some() && run["preemptions"].as_u64().is_some());
+    let reasons = run["reasons"].as_object().unwrap();
+    assert!(reasons.keys().all(|reason| ["cache-score", "load-score"].contains(&reason.as_str())));
+    let requests = std::fs::read_to_string(out.path().join("requests.jsonl")).unwrap();
+    assert_eq!(requests.lines().count(), 20);
+    assert!(out.path().join("results.json").exists());
+
     assert_eq!(serve.terminate(), Some(0));
     assert_eq!(mock.terminate(), Some(0));
 }
