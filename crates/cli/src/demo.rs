@@ -96,7 +96,7 @@ async fn demo(args: &DemoArgs) -> Result<(), Failure> {
     let mut setting = Setting { profile, seed: args.seed, one_way_s: 0.0 };
     let prepared: Vec<Prepared> = WORKLOADS
         .iter()
-        .map(|(name, spec)| prepare(name, spec, args.seed, REQUESTS))
+        .map(|(name, spec)| prepare(&setting.profile, name, spec, args.seed, REQUESTS))
         .collect::<Result<_, _>>()?;
     setting.one_way_s = measure_one_way(&setting).await?;
     eprintln!(
@@ -136,7 +136,13 @@ async fn demo(args: &DemoArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-fn prepare(name: &str, spec: &str, seed: u64, requests: u32) -> Result<Prepared, Failure> {
+fn prepare(
+    profile: &LatencyProfile,
+    name: &str,
+    spec: &str,
+    seed: u64,
+    requests: u32,
+) -> Result<Prepared, Failure> {
     let spec = WorkloadSpec::from_toml(spec).map_err(Failure::usage)?;
     let workload = spec.generate(seed, requests).map_err(Failure::usage)?.with_name(name);
     let stream = TokenStream::new(VOCABULARY, 0);
@@ -148,7 +154,7 @@ fn prepare(name: &str, spec: &str, seed: u64, requests: u32) -> Result<Prepared,
             prefix_key_of_ids(prompt, &GatewayConfig::default().prompt),
         )
     });
-    let config = sim_config(&LatencyProfile::builtin("a100-llama3.1-8b").map_err(Failure::usage)?);
+    let config = sim_config(profile);
     let plan = Plan::new(&workload, config.engine.block_size).map_err(Failure::usage)?;
     let stats =
         TraceStats::new(&workload, config.engine.block_size, &[]).map_err(Failure::usage)?;
@@ -319,7 +325,7 @@ fn instances(
 async fn measure_one_way(setting: &Setting) -> Result<f64, Failure> {
     let spec = "kind = \"uniform\"\nrequests_per_s = 8.0\nprompt_tokens = { kind = \"constant\", value = 64 }\n\
          output_tokens = { kind = \"constant\", value = 2 }\n";
-    let prepared = prepare("probe", spec, setting.seed, PROBES)?;
+    let prepared = prepare(&setting.profile, "probe", spec, setting.seed, PROBES)?;
     let policy = PolicyConfig::RoundRobin {};
     let live = live(setting, &prepared, policy).await?;
     let sim = simulated(setting, &prepared, policy)?;
