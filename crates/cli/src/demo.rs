@@ -4,6 +4,7 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
@@ -22,20 +23,29 @@ use kvroute_router::Refresh;
 use kvroute_sim::SimConfig;
 use kvroute_types::{InstanceId, Timestamp, mix64};
 use kvroute_workload::{Plan, TokenStream, TraceStats, Workload, WorkloadSpec};
+use tokio::task::JoinSet;
 
 use crate::failure::Failure;
 use crate::provenance::manifest;
 
 /// Instances behind the gateway.
 const INSTANCES: u32 = 2;
-/// Requests of each run.
-const REQUESTS: u32 = 30;
+/// Requests of each run: enough that the way single requests happen to fall weighs little.
+const REQUESTS: u32 = 240;
+/// Runs at a time. An instance under test mostly waits for its modelled engine, so runs hardly disturb one another.
+const RUNS_AT_A_TIME: usize = 6;
 /// KV blocks of an instance: room for the shared documents, but not for everything.
 const KV_BLOCKS: u32 = 3_000;
 /// Seconds between the gateway's load readings.
 const LOAD_REFRESH_S: f64 = 0.1;
 /// Ids that prompts are drawn from.
 const VOCABULARY: NonZeroU32 = NonZeroU32::new(32_000).expect("not 0");
+/// Simulated runs for each live one.
+const SIMULATIONS: u32 = 21;
+/// How far the simulated runs' delays lie from what was measured, at most, as a share of it.
+const DELAY_SPREAD: f64 = 0.25;
+/// The same of the interval of load readings: enough that every run reads at other moments.
+const REFRESH_SPREAD: f64 = 0.05;
 /// Requests, one after the other on idle instances, from which the time that HTTP takes is measured.
 const PROBES: u32 = 20;
 
@@ -94,11 +104,14 @@ async fn demo(args: &DemoArgs) -> Result<(), Failure> {
     let started = SystemTime::now();
     let profile = LatencyProfile::builtin("a100-llama3.1-8b").map_err(Failure::usage)?;
     let mut setting = Setting { profile, seed: args.seed, one_way_s: 0.0 };
-    let prepared: Vec<Prepared> = WORKLOADS
+    let prepared: Vec<Arc<Prepared>> = WORKLOADS
         .iter()
-        .map(|(name, spec)| prepare(&setting.profile, name, spec, args.seed, REQUESTS))
+        .map(|(name, spec)| {
+            prepare(&setting.profile, name, spec, args.seed, REQUESTS).map(Arc::new)
+        })
         .collect::<Result<_, _>>()?;
     setting.one_way_s = measure_one_way(&setting).await?;
+    let setting = Arc::new(setting);
     eprintln!(
         "HTTP and timers take {:.2} ms each way; the simulator is told",
         1e3 * setting.one_way_s
@@ -116,13 +129,19 @@ async fn demo(args: &DemoArgs) -> Result<(), Failure> {
     let style = ProgressStyle::with_template("{bar:30} run {pos} of {len}: {msg}, {elapsed} gone");
     let progress = ProgressBar::new(cells.len() as u64)
         .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    progress.set_message(format!("{RUNS_AT_A_TIME} at a time"));
+    let mut cells = cells.into_iter();
+    let mut running = JoinSet::new();
     let mut pairs = Vec::new();
-    for (workload, policy) in cells {
-        let prepared = &prepared[workload];
-        progress.set_message(format!("{} under {}", prepared.workload.name(), policy.name()));
-        let live = live(&setting, prepared, policy).await?;
-        let sim = simulated(&setting, prepared, policy)?;
-        pairs.push((workload, Pair { live, sim }));
+    loop {
+        for (workload, policy) in cells.by_ref().take(RUNS_AT_A_TIME - running.len()) {
+            let (setting, prepared) = (Arc::clone(&setting), Arc::clone(&prepared[workload]));
+            running.spawn(async move {
+                pair(&setting, &prepared, policy).await.map(|pair| (workload, pair))
+            });
+        }
+        let Some(finished) = running.join_next().await else { break };
+        pairs.push(finished.map_err(|error| Failure::Run(error.into()))??);
         progress.inc(1);
     }
     progress.finish_and_clear();
@@ -134,6 +153,21 @@ async fn demo(args: &DemoArgs) -> Result<(), Failure> {
     print!("{}", comparison_table(&pairs));
     println!("report: {}", args.out.join("report.html").display());
     Ok(())
+}
+
+/// One run, predicted and then measured.
+///
+/// The prediction is over runs whose timings differ a little, as a policy that follows momentary load is chaotic: when a
+/// request comes a millisecond later, it may find another instance the shorter queue, and leave its prefix there.
+async fn pair(
+    setting: &Setting,
+    prepared: &Prepared,
+    policy: PolicyConfig,
+) -> Result<Pair, Failure> {
+    let steps = (0..SIMULATIONS).map(|i| 2.0 * f64::from(i) / f64::from(SIMULATIONS - 1) - 1.0);
+    let sims = steps.map(|step| simulated(setting, prepared, policy, step));
+    let sims = sims.collect::<Result<_, _>>()?;
+    Ok(Pair { live: live(setting, prepared, policy).await?, sims })
 }
 
 fn prepare(
@@ -245,13 +279,17 @@ fn simulated_config(setting: &Setting, policy: PolicyConfig) -> SimConfig {
     config
 }
 
-/// The simulated half: the same requests, engines, policy and signals, and the measured way.
+/// The simulated half: the same requests, engines, policy and signals, and the measured way. `step`, from -1 to 1, says
+/// which of the timings that may be it has.
 fn simulated(
     setting: &Setting,
     prepared: &Prepared,
     policy: PolicyConfig,
+    step: f64,
 ) -> Result<RunResult, Failure> {
-    let config = simulated_config(setting, policy);
+    let mut config = simulated_config(setting, policy);
+    config.network_delay_s *= 1.0 + DELAY_SPREAD * step;
+    config.router.load.refresh = Refresh::EveryS(LOAD_REFRESH_S * (1.0 + REFRESH_SPREAD * step));
     let began = Instant::now();
     let outcome = kvroute_sim::simulate(&config, &prepared.as_routed, &prepared.plan, |_| {});
     let outcome = outcome.map_err(|error| Failure::Run(error.into()))?;
@@ -328,7 +366,7 @@ async fn measure_one_way(setting: &Setting) -> Result<f64, Failure> {
     let prepared = prepare(&setting.profile, "probe", spec, setting.seed, PROBES)?;
     let policy = PolicyConfig::RoundRobin {};
     let live = live(setting, &prepared, policy).await?;
-    let sim = simulated(setting, &prepared, policy)?;
+    let sim = simulated(setting, &prepared, policy, 0.0)?;
     let more_ms = live.ttft_ms.p50.zip(sim.ttft_ms.p50).map(|(live, sim)| live - sim);
     Ok((more_ms.unwrap_or(0.0) / 2e3).max(0.0))
 }
@@ -342,7 +380,8 @@ fn write_results(
 ) -> Result<(), Failure> {
     let command: Vec<String> = std::env::args().collect();
     let html = comparison_html("kvroute demo", &command.join(" "), pairs);
-    let runs: Vec<&RunResult> = pairs.iter().flat_map(|pair| [&pair.live, &pair.sim]).collect();
+    let runs: Vec<&RunResult> =
+        pairs.iter().flat_map(|pair| [&pair.live].into_iter().chain(&pair.sims)).collect();
     let manifest = manifest(started, config, vec![seed], Vec::new())?;
     let json =
         serde_json::to_vec_pretty(&serde_json::json!({ "manifest": manifest, "runs": runs }));

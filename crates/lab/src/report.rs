@@ -31,20 +31,39 @@ const GAP: usize = 2;
 /// Lines of a heading: quantity and unit, statistic, which run.
 const HEADING_LINES: usize = 3;
 
-/// One run made twice: the same policy, workload, instances and seed. Its name and setting are read from
+/// One run, live and simulated: the same policy, workload, instances and seed. Its name and setting are read from
 /// the live one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pair {
     /// The run over HTTP, in real time.
     pub live: RunResult,
-    /// The run in the simulator.
-    pub sim: RunResult,
+    /// The run in the simulator, once or more often with timings that differ by what cannot be known of the live run.
+    /// A simulated figure is their mean.
+    pub sims: Vec<RunResult>,
 }
 
 impl Pair {
     /// `figure` of the live run and of the simulated one.
     fn both(&self, figure: Figure) -> [Option<f64>; 2] {
-        [figure(&self.live), figure(&self.sim)]
+        [figure(&self.live), self.sim(figure)]
+    }
+
+    /// `figure` simulated: the mean over the runs, if it was measured in each.
+    fn sim(&self, figure: Figure) -> Option<f64> {
+        let sum: f64 = self.sims.iter().map(figure).sum::<Option<_>>()?;
+        finite(Some(sum / self.sims.len() as f64))
+    }
+
+    /// Standard deviation of the simulated `figure` from run to run; `None` for fewer than two runs.
+    fn spread(&self, figure: Figure) -> Option<f64> {
+        let mean = self.sim(figure)?;
+        let squares: f64 = self
+            .sims
+            .iter()
+            .map(|run| figure(run).map(|value| (value - mean).powi(2)))
+            .sum::<Option<_>>()?;
+        let others = self.sims.len().checked_sub(1).filter(|others| *others > 0)?;
+        finite(Some((squares / others as f64).sqrt()))
     }
 
     /// How far the simulated `figure` is above the live one, in percent of the live one.
@@ -61,7 +80,8 @@ impl Pair {
 }
 
 /// The comparison as a table to read in a terminal, one row for each pair, in the order given; at most
-/// 120 columns wide unless its numbers are absurd. `-` stands for unmeasured.
+/// 120 columns wide unless its numbers are absurd. `±` is the standard deviation of the simulated figure before it
+/// from run to run, `-` stands for unmeasured.
 ///
 /// Where a workload was run with several numbers of instances or seeds, its name is followed by them.
 pub fn comparison_table(pairs: &[Pair]) -> String {
@@ -81,22 +101,24 @@ pub fn comparison_table(pairs: &[Pair]) -> String {
         cells: pairs.iter().map(cell).collect(),
     };
     let live = |figure: Figure, decimals| move |pair: &Pair| fixed(figure(&pair.live), decimals);
-    let sim = |figure: Figure, decimals| move |pair: &Pair| fixed(figure(&pair.sim), decimals);
+    let sim = |figure: Figure, decimals| move |pair: &Pair| fixed(pair.sim(figure), decimals);
+    let spread = |figure: Figure| move |pair: &Pair| fixed(pair.spread(figure), 1);
     layout(vec![
         column(["workload", "", ""], &workload),
         column(["policy", "", ""], &|pair| pair.live.policy.clone()),
         column(["TTFT ms", "mean", "live"], &live(ttft_mean_ms, 1)),
         column(["TTFT ms", "mean", "sim"], &sim(ttft_mean_ms, 1)),
+        column(["", "", "±"], &spread(ttft_mean_ms)),
         column(["", "error", "%"], &|pair| signed(pair.error_percent(ttft_mean_ms), 1)),
         column(["TTFT ms", "p95", "live"], &live(ttft_p95_ms, 1)),
         column(["TTFT ms", "p95", "sim"], &sim(ttft_p95_ms, 1)),
         column(["hits", "%", "live"], &live(hit_percent, 1)),
         column(["hits", "%", "sim"], &sim(hit_percent, 1)),
+        column(["", "", "±"], &spread(hit_percent)),
         column(["", "diff.", "points"], &|pair| signed(pair.difference(hit_percent), 1)),
         column(["imbal-", "ance", "live"], &live(imbalance, 2)),
         column(["imbal-", "ance", "sim"], &sim(imbalance, 2)),
         column(["failed", "", "live"], &|pair| pair.live.failed.to_string()),
-        column(["failed", "", "sim"], &|pair| pair.sim.failed.to_string()),
     ])
 }
 
@@ -210,7 +232,7 @@ impl<'a> Scenario<'a> {
             let group = |pair: &&'a Pair| Group {
                 name: &pair.live.policy,
                 bars: pair.both(figure),
-                reference: reference(&pair.live).or_else(|| reference(&pair.sim)),
+                reference: reference(&pair.live).or_else(|| pair.sim(reference)),
             };
             self.pairs.iter().map(group).collect()
         };

@@ -58,8 +58,7 @@ pub struct Progress {
 
 /// Plays a workload against the target and waits for every answer.
 ///
-/// Requests with [`Arrival::At`] are sent then, [`Arrival::AfterPrevious`] when the answer before is over and the think
-/// time has passed; [`Mode::ClosedLoop`] has its own rule. Where a request waits for the answer before and its content
+/// Requests with [`Arrival::At`] are sent then, others as [`Arrival::after`] says; [`Mode::ClosedLoop`] has its own rule. Where a request waits for the answer before and its content
 /// begins with that turn's, its prompt holds the answer that really came. A failed turn does not end its session: the
 /// planned answer stands in for it, and the next turn waits from the failure on.
 ///
@@ -172,7 +171,7 @@ async fn play<T: Transport>(
                     Ok(panic) => std::panic::resume_unwind(panic),
                     Err(error) => unreachable!("no task is aborted while the run lasts: {error}"),
                 });
-                plan.ended(&report);
+                plan.ended(tally.intended[report.id.index()], &report);
                 tally.ended(report);
             }
         }
@@ -284,7 +283,7 @@ impl<'a> Plan<'a> {
     }
 
     /// Plans what an end makes possible.
-    fn ended(&mut self, report: &Report) {
+    fn ended(&mut self, intended: Timestamp, report: &Report) {
         let request = &self.workload.requests()[report.id.index()];
         let Some(next) = next_waiting_turn(self.workload, self.mode, request) else {
             if matches!(self.mode, Mode::ClosedLoop { .. }) {
@@ -304,12 +303,9 @@ impl<'a> Plan<'a> {
             }
             None => Pending::Planned,
         };
-        let think = match next.arrival {
-            Arrival::AfterPrevious { think } => think,
-            Arrival::At(_) => Duration::ZERO,
-        };
+        let due = next.arrival.after(intended, report.end()).unwrap_or(report.over);
         // Nobody can mean to send before the answer is over, which is a frame or two after its last token.
-        self.queue.insert(((report.end() + think).max(report.over), next.id), pending);
+        self.queue.insert((due.max(report.over), next.id), pending);
     }
 }
 
@@ -317,7 +313,7 @@ impl<'a> Plan<'a> {
 fn waits_for_previous(mode: Mode, request: &WorkloadRequest) -> bool {
     match (mode, request.arrival) {
         (Mode::ClosedLoop { .. }, _) => request.turn > 0,
-        (Mode::OpenLoop {}, Arrival::AfterPrevious { .. }) => true,
+        (Mode::OpenLoop {}, Arrival::AfterPrevious { .. } | Arrival::Paced { .. }) => true,
         (Mode::OpenLoop {}, Arrival::At(_)) => false,
     }
 }

@@ -299,7 +299,7 @@ impl<'a> Cluster<'a> {
         while let Some(request) = requests.get(self.next_arrival) {
             match request.arrival {
                 Arrival::At(at) => return Some((at, request.id)),
-                Arrival::AfterPrevious { .. } => self.next_arrival += 1,
+                Arrival::AfterPrevious { .. } | Arrival::Paced { .. } => self.next_arrival += 1,
             }
         }
         None
@@ -485,9 +485,10 @@ impl<'a> Cluster<'a> {
         self.ended += 1;
         self.end = now;
         if let Some(next) = self.workload.next_turn(request.id)
-            && let Arrival::AfterPrevious { think } = self.workload.requests()[next.index()].arrival
+            && let Some(due) =
+                self.workload.requests()[next.index()].arrival.after(live.arrival, now)
         {
-            self.schedule(now + think, Scheduled::Arrival(next));
+            self.schedule(due, Scheduled::Arrival(next));
         }
     }
 

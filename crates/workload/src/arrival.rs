@@ -111,7 +111,7 @@ pub(crate) fn absolute<'a>(
     arrivals
         .filter_map(|arrival| match arrival {
             Arrival::At(at) => Some(at),
-            Arrival::AfterPrevious { .. } => None,
+            Arrival::AfterPrevious { .. } | Arrival::Paced { .. } => None,
         })
         .collect()
 }

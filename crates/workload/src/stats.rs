@@ -134,7 +134,9 @@ fn replay_order(workload: &Workload) -> Vec<(Timestamp, RequestId)> {
         let at = match request.arrival {
             Arrival::At(at) => at,
             // Filled in when its predecessor, which has the smaller id, was visited.
-            Arrival::AfterPrevious { think } => arrivals[request.id.index()] + think,
+            Arrival::AfterPrevious { think: pause } | Arrival::Paced { interval: pause } => {
+                arrivals[request.id.index()] + pause
+            }
         };
         arrivals[request.id.index()] = at;
         if let Some(next) = workload.next_turn(request.id) {

@@ -17,6 +17,23 @@ pub enum Arrival {
         /// Time the client takes between the end of one answer and its next message.
         think: Duration,
     },
+    /// `interval` after the previous turn of the same session arrived, but not before that turn ended: a client with a
+    /// timetable, whose load does not depend on how fast it is served.
+    Paced {
+        /// Time from one message to the next.
+        interval: Duration,
+    },
+}
+
+impl Arrival {
+    /// When a turn is sent whose previous turn arrived and ended at these times; `None` if that does not matter.
+    pub fn after(self, arrived: Timestamp, ended: Timestamp) -> Option<Timestamp> {
+        match self {
+            Self::At(_) => None,
+            Self::AfterPrevious { think } => Some(ended + think),
+            Self::Paced { interval } => Some(ended.max(arrived + interval)),
+        }
+    }
 }
 
 /// One request.
@@ -323,6 +340,18 @@ mod tests {
         draft(&mut builder, 2, Arrival::At(Timestamp::from_nanos(10)));
         draft(&mut builder, 2, after);
         builder.finish("test")
+    }
+
+    #[test]
+    fn later_turns_wait_for_what_they_say() {
+        let ms = |ms: u64| Timestamp::from_nanos(1_000_000 * ms);
+        let pause = Duration::from_millis(50);
+        assert_eq!(Arrival::At(ms(7)).after(ms(1), ms(2)), None);
+        let thinking = Arrival::AfterPrevious { think: pause };
+        assert_eq!(thinking.after(ms(10), ms(20)), Some(ms(70)));
+        let paced = Arrival::Paced { interval: pause };
+        assert_eq!(paced.after(ms(10), ms(20)), Some(ms(60)));
+        assert_eq!(paced.after(ms(10), ms(90)), Some(ms(90)), "the answer came late");
     }
 
     #[test]

@@ -42,7 +42,7 @@ const DEFINITIONS: &[(&str, &str)] = &[
     (
         "Live, simulated",
         "Live is over HTTP, through the gateway, in real time. Simulated is the same requests and the \
-         same routing core on a virtual clock. The instances of kvroute demo are modelled engines and \
+         same routing core on a virtual clock, run several times. The instances of kvroute demo are modelled engines and \
          not GPUs in both, so there the comparison tests the router and its transport, not the model.",
     ),
     (
@@ -71,7 +71,14 @@ const DEFINITIONS: &[(&str, &str)] = &[
     (
         "Runs",
         "Every run started from cold caches. The order of the runs was drawn at random from the seed. \
-         Each is one run with one seed, so there are no intervals, and small differences mean nothing.",
+         Live runs are made once with one seed, so small differences between policies mean nothing.",
+    ),
+    (
+        "±",
+        "Standard deviation of the simulated figure over runs whose delays and load readings differ by \
+         less than a live run's do. A policy that follows momentary load turns microseconds into other \
+         choices, and these into other hits: a live run is one draw out of that spread, and the \
+         simulated figure is the mean of it.",
     ),
     ("-", "Not measured, or not defined."),
 ];
@@ -185,10 +192,12 @@ fn push_scenario(page: &mut String, scenario: &Scenario<'_>) {
 
 fn push_rows(page: &mut String, pair: &Pair) {
     let policy = escaped(&pair.live.policy);
-    let _ = write!(page, "<tbody>\n<tr><th scope=\"rowgroup\" rowspan=\"3\">{policy}</th>");
+    let _ = write!(page, "<tbody>\n<tr><th scope=\"rowgroup\" rowspan=\"4\">{policy}</th>");
     push_cells(page, "live", QUANTITIES.iter().map(|quantity| quantity.of(&pair.live)));
     page.push_str("<tr>");
-    push_cells(page, "sim", QUANTITIES.iter().map(|quantity| quantity.of(&pair.sim)));
+    push_cells(page, "sim", QUANTITIES.iter().map(|quantity| quantity.simulated(pair)));
+    page.push_str("<tr>");
+    push_cells(page, "±", QUANTITIES.iter().map(|quantity| quantity.spread(pair)));
     page.push_str("<tr class=\"difference\">");
     push_cells(page, "diff.", QUANTITIES.iter().map(|quantity| quantity.difference(pair)));
     page.push_str("</tbody>\n");
@@ -206,6 +215,14 @@ fn push_cells(page: &mut String, kind: &str, cells: impl Iterator<Item = String>
 impl Quantity {
     fn of(&self, run: &RunResult) -> String {
         fixed((self.value)(run), self.decimals)
+    }
+
+    fn simulated(&self, pair: &Pair) -> String {
+        fixed(pair.sim(self.value), self.decimals)
+    }
+
+    fn spread(&self, pair: &Pair) -> String {
+        fixed(pair.spread(self.value), self.decimals)
     }
 
     fn difference(&self, pair: &Pair) -> String {

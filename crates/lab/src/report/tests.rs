@@ -80,7 +80,7 @@ fn run(policy: &str, workload: &str, mode: Mode, figures: [f64; 3]) -> RunResult
 fn pair(policy: &str, workload: &str, live: [f64; 3], sim: [f64; 3]) -> Pair {
     Pair {
         live: run(policy, workload, Mode::Live, live),
-        sim: run(policy, workload, Mode::Sim, sim),
+        sims: vec![run(policy, workload, Mode::Sim, sim)],
     }
 }
 
@@ -96,9 +96,10 @@ fn hand_made() -> Vec<Pair> {
         pair("load-cache", "shared-prefix", [1234.5, 0.78, 2.5], [1200.0, 0.78, 2.45]),
     ];
     pairs[7].live.failed = 3;
+    pairs[1].sims.push(run("jsq", "chat", Mode::Sim, [156.0, 0.245, 1.03]));
     pairs.push(Pair {
         live: unmeasured("p2c", "shared-prefix", Mode::Live),
-        sim: run("p2c", "shared-prefix", Mode::Sim, [1100.0, 0.5, 1.2]),
+        sims: vec![run("p2c", "shared-prefix", Mode::Sim, [1100.0, 0.5, 1.2])],
     });
     pairs
 }
@@ -132,7 +133,7 @@ fn the_table_fits_its_width() {
     pairs[1].live.workload = format!("{long}-elsewhere");
     pairs[2].live.seed = 2;
     pairs[3].live.ttft_ms.mean = Some(99_999.94);
-    pairs[3].sim.ttft_ms.mean = Some(1e12);
+    pairs[3].sims[0].ttft_ms.mean = Some(1e12);
     let table = comparison_table(&pairs);
     assert!(table.lines().all(|line| line.chars().count() <= TABLE_WIDTH), "{table}");
     assert!(table.contains('…') && table.contains("last") && table.contains("seed=2"), "{table}");
@@ -148,6 +149,17 @@ fn errors_are_relative_to_live_and_hit_rates_differ_in_points() {
     assert_eq!(error_percent(None, Some(1.0)), None);
     assert_eq!(error_percent(Some(1.0), None), None);
     assert_eq!(error_percent(Some(f64::MIN_POSITIVE), Some(f64::MAX)), None);
+}
+
+#[test]
+fn a_simulated_figure_is_the_mean_of_its_runs() {
+    let mut pair = pair("jsq", "chat", [160.0, 0.24, 1.0], [152.0, 0.235, 1.0]);
+    assert_eq!(pair.spread(ttft_mean_ms), None);
+    pair.sims.push(run("jsq", "chat", Mode::Sim, [156.0, 0.245, 1.0]));
+    assert_eq!(pair.sim(ttft_mean_ms), Some(154.0));
+    assert_eq!(pair.spread(ttft_mean_ms), Some(8.0_f64.sqrt()));
+    pair.sims[0].ttft_ms.mean = None;
+    assert_eq!([pair.sim(ttft_mean_ms), pair.spread(ttft_mean_ms)], [None, None]);
 }
 
 #[test]
@@ -210,12 +222,12 @@ fn every_policy_is_in_every_figure() {
 #[test]
 fn what_was_not_measured_is_a_dash() {
     let nothing = |mode| unmeasured("p2c", "chat", mode);
-    let pairs = [Pair { live: nothing(Mode::Live), sim: nothing(Mode::Sim) }];
+    let pairs = [Pair { live: nothing(Mode::Live), sims: vec![nothing(Mode::Sim)] }];
     let table = comparison_table(&pairs);
     let row: Vec<_> = table.lines().last().unwrap().split_whitespace().collect();
     assert_eq!(row[..2], ["chat", "p2c"]);
-    assert!(row[2..12].iter().all(|cell| *cell == "-"), "{table}");
-    assert_eq!(row[12..], ["0", "0"]);
+    assert!(row[2..14].iter().all(|cell| *cell == "-"), "{table}");
+    assert_eq!(row[14..], ["0"]);
     for (_, svg) in figures(&pairs) {
         assert!(svg.contains(">- live</text>") && svg.contains(">- sim</text>"), "{svg}");
         assert_drawable(&svg);

@@ -43,7 +43,7 @@ fn least_ttft(scenario: &Scenario<'_>) -> String {
             least.live.failed, least.live.requests
         ));
     }
-    sentences.push(match least_of(|pair| ttft_mean_ms(&pair.sim)) {
+    sentences.push(match least_of(|pair| pair.sim(ttft_mean_ms)) {
         None => "No simulated run has one.".to_owned(),
         Some((simulated, sim_ms)) if simulated.live.policy == *policy => {
             format!("The simulation puts it first too, at {} ms.", fixed(Some(sim_ms), 1))
@@ -52,7 +52,7 @@ fn least_ttft(scenario: &Scenario<'_>) -> String {
             "The simulation puts {} first instead, at {} ms, and has {policy} at {} ms.",
             simulated.live.policy,
             fixed(Some(sim_ms), 1),
-            fixed(ttft_mean_ms(&least.sim), 1),
+            fixed(least.sim(ttft_mean_ms), 1),
         ),
     });
     let without = scenario.pairs.iter().filter(|pair| ttft_mean_ms(&pair.live).is_none());
@@ -85,7 +85,7 @@ fn highest_hit_rate(scenario: &Scenario<'_>) -> Option<String> {
     let measured = scenario.pairs.iter().filter_map(|pair| Some((pair, hit_percent(&pair.live)?)));
     // The first of equals, as `max_by` would not have it.
     let (pair, percent) = measured.min_by(|a, b| b.1.total_cmp(&a.1))?;
-    let bound = infinite_cache_percent(&pair.live).or_else(|| infinite_cache_percent(&pair.sim));
+    let bound = infinite_cache_percent(&pair.live).or_else(|| pair.sim(infinite_cache_percent));
     let bound = bound.map_or_else(String::new, |bound| {
         format!(" (an infinite cache: {} %)", fixed(Some(bound), 1))
     });
@@ -136,7 +136,8 @@ fn failures(scenarios: &[Scenario<'_>]) -> String {
     let mut failed = Vec::new();
     for scenario in scenarios {
         for pair in &scenario.pairs {
-            for (kind, run) in [("live", &pair.live), ("simulated", &pair.sim)] {
+            let sims = pair.sims.iter().map(|run| ("simulated", run));
+            for (kind, run) in [("live", &pair.live)].into_iter().chain(sims) {
                 if run.failed > 0 {
                     failed.push(format!(
                         "{}, {}, {kind}: {} of {}",

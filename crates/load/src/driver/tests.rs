@@ -56,13 +56,19 @@ impl Transport for Fake {
 
 /// Sessions of three turns, 10 s think time, 2 requests/s.
 fn chat(requests: u32) -> Workload {
+    chat_with(requests, "think_time_s = { kind = \"constant\", value = 10 }")
+}
+
+fn chat_with(requests: u32, pause: &str) -> Workload {
     let spec = "kind = \"chat\"\nrequests_per_s = 2.0\nsystem_prompts = 1\n\
         system_prompt_tokens = { kind = \"constant\", value = 4 }\n\
         user_message_tokens = { kind = \"constant\", value = 3 }\n\
         answer_tokens = { kind = \"constant\", value = 2 }\n\
-        think_time_s = { kind = \"constant\", value = 10 }\n\
-        turns = { kind = \"constant\", value = 3 }";
-    toml::from_str::<WorkloadSpec>(spec).unwrap().generate(7, requests).unwrap()
+        turns = { kind = \"constant\", value = 3 }\n";
+    toml::from_str::<WorkloadSpec>(&format!("{spec}{pause}"))
+        .unwrap()
+        .generate(7, requests)
+        .unwrap()
 }
 
 fn uniform(requests: u32) -> Workload {
@@ -90,18 +96,29 @@ const MS: Duration = Duration::from_millis(1);
 
 #[tokio::test(start_paused = true)]
 async fn later_turns_wait_for_the_answer_and_hold_it() {
-    let (workload, fake) = (chat(9), Fake::new(|_| Duration::from_secs(3)));
-    let outcome = play_over(LoadConfig::default(), &workload, &fake).await;
+    // An answer takes 3 s: within the interval, or longer.
+    for pause in ["think_time_s", "message_interval_s"] {
+        for pause_s in [2, 10] {
+            let pause = format!("{pause} = {{ kind = \"constant\", value = {pause_s} }}");
+            check_later_turns(&chat_with(9, &pause)).await;
+        }
+    }
+}
+
+async fn check_later_turns(workload: &Workload) {
+    let fake = Fake::new(|_| Duration::from_secs(3));
+    let outcome = play_over(LoadConfig::default(), workload, &fake).await;
     for request in workload.requests() {
         let record = &outcome.records[request.id.index()];
         assert_eq!(record.id, request.id);
-        match request.arrival {
-            Arrival::At(at) => assert_eq!(record.arrival, at),
-            Arrival::AfterPrevious { think } => {
+        let intended = match request.arrival {
+            Arrival::At(at) => at,
+            relative => {
                 let previous = &outcome.records[request.id.index() - 1];
-                assert_eq!(record.arrival, previous.end + think);
+                relative.after(previous.arrival, previous.end).unwrap()
             }
-        }
+        };
+        assert_eq!(record.arrival, intended);
         assert!(record.end.since(record.arrival) >= Duration::from_secs(3));
         assert_eq!((record.outcome, record.reason), (Outcome::Completed, "none"));
     }

@@ -100,7 +100,7 @@ impl Recipe {
 
 fn recipes() -> impl Strategy<Value = Recipe> {
     let lengths = |mean| Distribution::LogNormal { mean, sigma: 0.7 };
-    let spec = (0..3_u32, 5.0..300.0, 0.5..4.0).prop_map(move |(kind, requests_per_s, cv)| {
+    let spec = (0..4_u32, 5.0..300.0, 0.5..4.0).prop_map(move |(kind, requests_per_s, cv)| {
         let arrivals = GapShape::Gamma { cv };
         match kind {
             0 => WorkloadSpec::Uniform(UniformSpec {
@@ -127,6 +127,7 @@ fn recipes() -> impl Strategy<Value = Recipe> {
                 user_message_tokens: lengths(20.0),
                 answer_tokens: lengths(60.0),
                 think_time_s: Distribution::Exponential { mean: 0.1 },
+                message_interval_s: (kind == 3).then_some(Distribution::Exponential { mean: 0.2 }),
                 max_model_len_tokens: LONGEST - 10,
             }),
         }
@@ -178,7 +179,10 @@ fn check_records(config: &SimConfig, workload: &Workload, outcome: &SimOutcome) 
         assert_eq!(record.output_tokens.0 == 1, first == record.end);
         let intended = match request.arrival {
             Arrival::At(at) => at,
-            Arrival::AfterPrevious { think } => previous_end(outcome, record) + think,
+            relative => {
+                let previous = previous(outcome, record);
+                relative.after(previous.arrival, previous.end).unwrap()
+            }
         };
         assert_eq!(record.arrival, intended);
         latest_end = latest_end.max(record.end);
@@ -186,12 +190,12 @@ fn check_records(config: &SimConfig, workload: &Workload, outcome: &SimOutcome) 
     assert_eq!(outcome.end, latest_end);
 }
 
-fn previous_end(outcome: &SimOutcome, record: &RequestRecord) -> Timestamp {
+fn previous<'a>(outcome: &'a SimOutcome, record: &RequestRecord) -> &'a RequestRecord {
     let is_before = |other: &&RequestRecord| {
         let turn: (SessionId, u32) = (other.session, other.turn);
         turn == (record.session, record.turn - 1)
     };
-    outcome.records.iter().find(is_before).unwrap().end
+    outcome.records.iter().find(is_before).unwrap()
 }
 
 /// What the engines counted is what the records say.

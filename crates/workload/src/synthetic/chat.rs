@@ -34,6 +34,9 @@ pub struct ChatSpec {
     pub answer_tokens: Distribution,
     /// Time from the end of an answer to the next message, seconds. Not in the data: an assumption.
     pub think_time_s: Distribution,
+    /// Time from one message of a session to the next, seconds, though the next waits for the answer; takes the place of
+    /// the think time. For comparing runs: clients then offer the same load however fast they are served.
+    pub message_interval_s: Option<Distribution>,
     /// A turn whose prompt and output would be longer ends the session (vLLM `max_model_len`). A
     /// first message that is too long is cut.
     pub max_model_len_tokens: u32,
@@ -50,6 +53,7 @@ impl Default for ChatSpec {
             user_message_tokens: Distribution::LogNormal { mean: 89.0, sigma: 1.79 },
             answer_tokens: Distribution::LogNormal { mean: 297.0, sigma: 0.45 },
             think_time_s: Distribution::Exponential { mean: 30.0 },
+            message_interval_s: None,
             max_model_len_tokens: 8192,
         }
     }
@@ -67,7 +71,10 @@ impl ChatSpec {
             turns: self.turns.sampler("turns")?,
             user: self.user_message_tokens.sampler("user_message_tokens")?,
             answer: self.answer_tokens.sampler("answer_tokens")?,
-            think: self.think_time_s.sampler("think_time_s")?,
+            pause: match &self.message_interval_s {
+                Some(interval) => Pause::Interval(interval.sampler("message_interval_s")?),
+                None => Pause::Think(self.think_time_s.sampler("think_time_s")?),
+            },
             max_tokens: self.max_model_len_tokens,
         };
         let systems = out.shared(self.system_prompts, &system, rng);
@@ -92,8 +99,23 @@ struct Session {
     turns: Sampler,
     user: Sampler,
     answer: Sampler,
-    think: Sampler,
+    pause: Pause,
     max_tokens: u32,
+}
+
+/// What passes between messages.
+enum Pause {
+    Think(Sampler),
+    Interval(Sampler),
+}
+
+impl Pause {
+    fn draw(&self, rng: &mut ChaCha8Rng) -> Arrival {
+        match self {
+            Self::Think(think) => Arrival::AfterPrevious { think: think.draw_duration(rng) },
+            Self::Interval(interval) => Arrival::Paced { interval: interval.draw_duration(rng) },
+        }
+    }
 }
 
 impl Session {
@@ -120,7 +142,7 @@ impl Session {
             content = out.builder.extend(content, [user, answer]);
             let arrival = match turn {
                 0 => Arrival::At(Timestamp::ZERO),
-                _ => Arrival::AfterPrevious { think: self.think.draw_duration(rng) },
+                _ => self.pause.draw(rng),
             };
             out.builder.push(Draft {
                 session,

@@ -15,7 +15,7 @@ fn generate(name: &str, seed: u64, requests: u32) -> Workload {
 fn last_start_s(workload: &Workload) -> f64 {
     let starts = workload.requests().iter().filter_map(|request| match request.arrival {
         Arrival::At(at) => Some(at.as_secs_f64()),
-        Arrival::AfterPrevious { .. } => None,
+        Arrival::AfterPrevious { .. } | Arrival::Paced { .. } => None,
     });
     starts.fold(0.0, f64::max)
 }
@@ -147,7 +147,7 @@ proptest! {
                     prop_assert!(at >= latest);
                     latest = at;
                 }
-                Arrival::AfterPrevious { .. } => prop_assert!(request.turn > 0),
+                Arrival::AfterPrevious { .. } | Arrival::Paced { .. } => prop_assert!(request.turn > 0),
             }
         }
     }

@@ -31,14 +31,14 @@ fn message(format: TraceFormat, text: &str) -> String {
 fn at_s(request: &WorkloadRequest) -> f64 {
     match request.arrival {
         Arrival::At(at) => at.as_secs_f64(),
-        Arrival::AfterPrevious { think } => panic!("relative arrival, {think:?}"),
+        relative => panic!("relative arrival, {relative:?}"),
     }
 }
 
 fn think_s(request: &WorkloadRequest) -> f64 {
     match request.arrival {
-        Arrival::At(at) => panic!("absolute arrival, {at}"),
         Arrival::AfterPrevious { think } => think.as_secs_f64(),
+        other => panic!("no think time, {other:?}"),
     }
 }
 
