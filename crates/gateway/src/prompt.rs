@@ -114,9 +114,13 @@ struct Body<'a> {
     session_id: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
     user: Option<Cow<'a, str>>,
+    #[serde(default, deserialize_with = "de::lax")]
     stream: Option<bool>,
+    #[serde(default, deserialize_with = "de::lax")]
     max_tokens: Option<u32>,
+    #[serde(default, deserialize_with = "de::lax")]
     max_completion_tokens: Option<u32>,
+    #[serde(default, deserialize_with = "de::lax")]
     priority: Option<i32>,
 }
 
@@ -258,6 +262,16 @@ mod de {
     use serde_json::value::RawValue;
 
     use super::{Content, Part, Prompt, Text};
+
+    /// A value, or `None` where it has another form: engines read `"16"` and `16.0` as 16, or refuse it themselves.
+    pub(super) fn lax<'de, T, D>(from: D) -> Result<Option<T>, D::Error>
+    where
+        T: Deserialize<'de>,
+        D: Deserializer<'de>,
+    {
+        let raw = <&'de RawValue>::deserialize(from)?;
+        Ok(serde_json::from_str(raw.get()).ok())
+    }
 
     /// A shape that is a string or a sequence.
     trait StringOrSequence<'de>: Sized {
@@ -488,6 +502,19 @@ mod tests {
         let facts = RoutingFacts::parse(&headers, body.as_bytes(), &config, 1).unwrap();
         assert_eq!(facts.session_key, Some(xxh3_64(b"h")));
         assert_eq!(facts.prefix_key, Some(xxh3_64("ä".as_bytes())));
+    }
+
+    #[test]
+    fn a_limit_in_another_form_costs_only_the_limit() {
+        let body = |limit: &str| {
+            format!(r#"{{"prompt":[1,2,3],"max_tokens":{limit},"stream":true,"priority":null}}"#)
+        };
+        for limit in ["-5", "16.0", "\"16\"", "[1]", "null"] {
+            let facts = facts(&body(limit));
+            assert_eq!((facts.max_output_tokens, facts.is_stream), (None, true), "{limit}");
+            assert_eq!(facts.prompt_tokens, TokenCount(3), "{limit}");
+        }
+        assert_eq!(facts(&body("16")).max_output_tokens, Some(TokenCount(16)));
     }
 
     #[test]

@@ -60,9 +60,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, request: Request<Incoming>) -> Res
         (&Method::POST, "/v1/chat/completions" | "/v1/completions") => {
             relay(&worker, request, true).await
         }
-        (_, "/v1/chat/completions" | "/v1/completions") => {
-            Err(Failure::MethodNotAllowed { allowed: "POST" })
-        }
+        // Other methods too: an instance says 405 itself, and answers a browser's preflight.
         (_, path) if path.starts_with("/v1/") => relay(&worker, request, false).await,
         (_, path) => Err(Failure::NotFound { path: path.to_owned() }),
     };
@@ -110,8 +108,12 @@ async fn relay(
     let (Parts { method, uri, mut headers, .. }, body) = request.into_parts();
     let body = read_body(body, &config).await?;
     let facts = if has_prompt {
-        RoutingFacts::parse(&headers, &body, &config.prompt, config.seed)
-            .map_err(|error| Failure::BadRequest { detail: error.to_string() })?
+        // A body that is no request here may be one to the instance, which reads it more laxly; if not, the client is
+        // to hear it in the instance's words.
+        RoutingFacts::parse(&headers, &body, &config.prompt, config.seed).unwrap_or_else(|error| {
+            tracing::debug!(%error, "routed without knowledge of the prompt");
+            RoutingFacts::opaque(&headers)
+        })
     } else {
         RoutingFacts::opaque(&headers)
     };
