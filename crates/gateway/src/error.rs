@@ -19,6 +19,12 @@ pub(crate) enum Fault {
 /// A request that the gateway could not have answered.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Failure {
+    /// The body is no JSON at all.
+    #[error("the body is not JSON: {detail}")]
+    BadRequest {
+        /// What was found.
+        detail: String,
+    },
     /// The body ended before it was complete.
     #[error("the request's body broke off")]
     BodyCut,
@@ -104,6 +110,7 @@ impl Failure {
     fn meaning(&self) -> Meaning {
         use Fault::{Client, Gateway, Instance};
         let (status, kind, fault, is_retryable) = match self {
+            Self::BadRequest { .. } => (400, "invalid_request_error", Client, false),
             Self::BodyCut => (400, "body_incomplete", Client, false),
             Self::BodyTimeout => (408, "body_timeout", Client, true),
             Self::BodyTooLarge { .. } => (413, "body_too_large", Client, false),

@@ -108,12 +108,16 @@ async fn relay(
     let (Parts { method, uri, mut headers, .. }, body) = request.into_parts();
     let body = read_body(body, &config).await?;
     let facts = if has_prompt {
-        // A body that is no request here may be one to the instance, which reads it more laxly; if not, the client is
-        // to hear it in the instance's words.
-        RoutingFacts::parse(&headers, &body, &config.prompt, config.seed).unwrap_or_else(|error| {
-            tracing::debug!(%error, "routed without knowledge of the prompt");
-            RoutingFacts::opaque(&headers)
-        })
+        match RoutingFacts::parse(&headers, &body, &config.prompt, config.seed) {
+            Ok(facts) => facts,
+            // JSON that is no request here may be one to the instance, which reads it more laxly; if not, the client is
+            // to hear it in the instance's words.
+            Err(error) if error.is_data() => {
+                tracing::debug!(%error, "routed without knowledge of the prompt");
+                RoutingFacts::opaque(&headers)
+            }
+            Err(error) => return Err(Failure::BadRequest { detail: error.to_string() }),
+        }
     } else {
         RoutingFacts::opaque(&headers)
     };

@@ -23,7 +23,13 @@ async fn bad_input_is_the_clients_fault_and_costs_no_call() {
     .await;
     let addr = gateway.addr();
     let post = |body: &str| request("POST", "/v1/chat/completions", body);
-    let cases: [(u16, &str, Vec<u8>); 4] = [
+    let mut invalid_utf8 = post(CHAT).into_bytes();
+    let hello = invalid_utf8.windows(5).position(|five| five == b"hello").unwrap();
+    invalid_utf8[hello] = 0xff;
+    let cases: [(u16, &str, Vec<u8>); 7] = [
+        (400, "invalid_request_error", post("{\"model\": ").into()),
+        (400, "invalid_request_error", post("").into()),
+        (400, "invalid_request_error", invalid_utf8),
         (413, "body_too_large", post(&"x".repeat(20_000)).into()),
         (404, "not_found", request("GET", "/nothing", "").into()),
         (408, "body_timeout", post(CHAT).replace("content-length: ", "content-length: 1").into()),
@@ -51,17 +57,11 @@ async fn bad_input_is_the_clients_fault_and_costs_no_call() {
     assert_eq!(toy.received(), 0);
     // What only the engine can judge passes.
     toy.set(Act::Status(400));
-    let mut invalid_utf8 = post(CHAT).into_bytes();
-    let hello = invalid_utf8.windows(5).position(|five| five == b"hello").unwrap();
-    invalid_utf8[hello] = 0xff;
     let preflight = request("OPTIONS", "/v1/chat/completions", "");
     let cases = [
         post("{}").into_bytes(),
         post("{\"model\":\"m\"}").into_bytes(),
-        post("{\"model\": ").into_bytes(),
         post("[1]").into_bytes(),
-        post("").into_bytes(),
-        invalid_utf8,
         preflight.into_bytes(),
     ];
     for (before, raw) in cases.into_iter().enumerate() {

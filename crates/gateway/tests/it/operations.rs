@@ -193,7 +193,7 @@ async fn metrics_and_the_decision_log_tell_what_happened() {
     for _ in 0..4 {
         chat(gateway.addr(), STREAM).await;
     }
-    get(gateway.addr(), "/nothing").await;
+    chat(gateway.addr(), "{").await;
     let name = toy.name();
     let route = format!("{{instance=\"{name}\",policy=\"load-cache\"");
     let page = get(gateway.admin_addr(), "/metrics").await;
@@ -203,7 +203,7 @@ async fn metrics_and_the_decision_log_tell_what_happened() {
         format!("kvroute_e2e_seconds_count{route}}} 4"),
         format!("kvroute_in_flight{{instance=\"{name}\"}} 0"),
         format!("kvroute_instance_up{{instance=\"{name}\"}} 1"),
-        "kvroute_errors_total{kind=\"not_found\"} 1".into(),
+        "kvroute_errors_total{kind=\"invalid_request_error\"} 1".into(),
         "kvroute_decisions_total{policy=\"load-cache\",reason=\"load-score\"} 4".into(),
     ] {
         assert!(page.text().contains(&line), "no {line} in\n{}", page.text());
