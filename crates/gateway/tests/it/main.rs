@@ -5,6 +5,7 @@
 mod client;
 mod faults;
 mod operations;
+mod parity;
 mod proxying;
 mod toy;
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use kvroute_gateway::InstanceConfig;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc::{self, UnboundedSender};
 use tokio::task::AbortHandle;
 use tokio::time::sleep;
 
@@ -32,6 +33,15 @@ pub(crate) enum Act {
     Cut(usize),
     /// Streams so many events, and falls silent.
     Stall(usize),
+    /// Tells that it is there, and streams one event and then the end, each when it is told to.
+    Held { instance: u32, arrived: UnboundedSender<Held> },
+}
+
+/// A request that waits in an instance.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) instance: u32,
+    pub(crate) go_on: UnboundedSender<()>,
 }
 
 pub(crate) struct Toy {
@@ -187,6 +197,14 @@ async fn play(stream: &mut TcpStream, act: Act) -> bool {
             sleep(Duration::from_millis(20)).await;
             stream.set_zero_linger().ok();
             false
+        }
+        Act::Held { instance, arrived } => {
+            let (go_on, mut told) = mpsc::unbounded_channel();
+            arrived.send(Held { instance, go_on }).unwrap();
+            let first = told.recv().await.is_some() && head(stream).await;
+            let first = first && chunk(stream, &event(0)).await;
+            let ends = first && told.recv().await.is_some();
+            ends && stream.write_all(b"0\r\n\r\n").await.is_ok()
         }
         Act::Stall(count) => {
             head(stream).await;
