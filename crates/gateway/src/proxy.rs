@@ -1,5 +1,6 @@
 //! One request: read, route, send, relay; and what becomes of it when something fails.
 
+use std::io;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -7,9 +8,9 @@ use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderName};
 use http::request::Parts;
 use http::response::Parts as AnswerHead;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
-use http_body::{Body, Frame};
-use http_body_util::{BodyExt, Full};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http_body::Body;
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -18,11 +19,10 @@ use tokio::time::{sleep, timeout};
 use crate::config::{GatewayConfig, seconds};
 use crate::error::Failure;
 use crate::fleet::Flight;
-use crate::instance::Target;
 use crate::prompt::RoutingFacts;
 use crate::relay::{AnswerBody, Relay};
 use crate::server::Worker;
-use crate::upstream::{self, Connection};
+use crate::upstream::{self, Connection, Outgoing};
 
 const INSTANCE: HeaderName = HeaderName::from_static("x-kvroute-instance");
 const REASON: HeaderName = HeaderName::from_static("x-kvroute-reason");
@@ -83,21 +83,12 @@ fn status(status: StatusCode) -> Response<AnswerBody> {
     response
 }
 
-/// What is sent to an instance; the same bytes at every try.
-struct Outgoing {
-    method: Method,
-    uri: Uri,
-    headers: HeaderMap,
-    body: Bytes,
-}
-
 /// An answer of which the first bytes are there.
 struct Answer {
     head: AnswerHead,
     connection: Connection,
-    incoming: Incoming,
     /// `None` if the body is empty.
-    first: Option<Frame<Bytes>>,
+    first: Option<Bytes>,
 }
 
 async fn relay(
@@ -118,8 +109,8 @@ async fn relay(
     remove_hop_by_hop(&mut headers);
     // The instance gets the path alone, also if the client named the gateway as a proxy would be.
     let path = uri.path_and_query().map_or("/", |path| path.as_str());
-    let uri = path.parse().map_err(|_| Failure::NotFound { path: path.to_owned() })?;
-    let outgoing = Outgoing { method, uri, headers, body };
+    // The same bytes at every try.
+    let outgoing = Outgoing { method: &method, path, headers: &headers, body: &body };
 
     let mut flight = worker.fleet.admit(arrived, &facts).await?;
     let mut tried = Vec::new();
@@ -194,7 +185,7 @@ async fn collect(mut body: Incoming, limit_bytes: usize) -> Result<Bytes, Failur
 async fn attempt(
     worker: &Worker,
     config: &GatewayConfig,
-    outgoing: &Outgoing,
+    outgoing: &Outgoing<'_>,
     flight: &Flight,
 ) -> Result<Answer, Failure> {
     let instance = &flight.instance;
@@ -212,11 +203,11 @@ async fn attempt(
 async fn exchange(
     worker: &Worker,
     config: &GatewayConfig,
-    outgoing: &Outgoing,
+    outgoing: &Outgoing<'_>,
     flight: &Flight,
 ) -> Result<Answer, Failure> {
     let instance = &flight.instance;
-    let closed = |error: hyper::Error| {
+    let closed = |error: io::Error| {
         tracing::debug!(%error, instance = instance.name, "no answer");
         Failure::Closed { instance: instance.name.clone() }
     };
@@ -224,23 +215,17 @@ async fn exchange(
         Some(connection) => connection,
         None => connect(config, flight).await?,
     };
-    let answer = match connection.send(outgoing.request(&instance.target)).await {
-        // It was closed while it lay unused: the instance has not seen this request.
-        Err(error) if connection.is_reused() => {
+    let head = match connection.send(outgoing, &instance.target).await {
+        Err(error) if connection.may_be_stale() => {
             tracing::debug!(%error, instance = instance.name, "stale connection");
             connection = connect(config, flight).await?;
-            connection.send(outgoing.request(&instance.target)).await.map_err(closed)?
+            connection.send(outgoing, &instance.target).await.map_err(closed)?
         }
-        answer => answer.map_err(closed)?,
+        head => head.map_err(closed)?,
     };
-    let (head, mut incoming) = answer.into_parts();
-    let first = if incoming.is_end_stream() {
-        None
-    } else {
-        let first = std::future::poll_fn(|cx| connection.poll_frame(cx, &mut incoming)).await;
-        first.transpose().map_err(closed)?
-    };
-    Ok(Answer { head, connection, incoming, first })
+    let first = std::future::poll_fn(|cx| connection.poll_data(cx)).await;
+    let first = first.transpose().map_err(closed)?;
+    Ok(Answer { head, connection, first })
 }
 
 async fn connect(config: &GatewayConfig, flight: &Flight) -> Result<Connection, Failure> {
@@ -255,22 +240,6 @@ async fn connect(config: &GatewayConfig, flight: &Flight) -> Result<Connection, 
     Err(Failure::Unreachable { instance: instance.name.clone() })
 }
 
-impl Outgoing {
-    fn request(&self, target: &Target) -> Request<Full<Bytes>> {
-        let mut request = Request::new(Full::new(self.body.clone()));
-        *request.method_mut() = self.method.clone();
-        *request.uri_mut() = self.uri.clone();
-        *request.headers_mut() = self.headers.clone();
-        // HTTP/1.0 clients may leave it out; HTTP/1.1 servers refuse that.
-        if !self.headers.contains_key(header::HOST)
-            && let Ok(host) = HeaderValue::from_str(&target.authority)
-        {
-            request.headers_mut().insert(header::HOST, host);
-        }
-        request
-    }
-}
-
 /// Turns an answer into the client's: the same but for hop-by-hop fields and the receipt.
 fn respond(
     worker: &Rc<Worker>,
@@ -278,7 +247,7 @@ fn respond(
     answer: Answer,
     mut flight: Flight,
 ) -> Response<AnswerBody> {
-    let Answer { mut head, connection, incoming, first } = answer;
+    let Answer { mut head, connection, first } = answer;
     let headers = &mut head.headers;
     remove_hop_by_hop(headers);
     let is_event_stream = headers
@@ -294,7 +263,7 @@ fn respond(
     }
     let stall = seconds(config.timeouts.stall_s);
     let worker = Rc::clone(worker);
-    let relay = Relay::new(worker, flight, connection, incoming, first, is_event_stream, stall);
+    let relay = Relay::new(worker, flight, connection, first, is_event_stream, stall);
     Response::from_parts(head, AnswerBody::Relay(Box::new(relay)))
 }
 
