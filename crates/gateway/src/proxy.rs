@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::time::{sleep, timeout};
 
+use crate::client::Outbox;
 use crate::config::{GatewayConfig, seconds};
 use crate::error::Failure;
 use crate::fleet::Flight;
@@ -48,7 +49,11 @@ const FIRST_ALLOCATION_BYTES_MAX: usize = 256 << 10;
 const MODELS_BYTES_MAX: usize = 4 << 20;
 
 /// Answers one client request.
-pub(crate) async fn serve(worker: Rc<Worker>, request: Request<Incoming>) -> Response<AnswerBody> {
+pub(crate) async fn serve(
+    worker: Rc<Worker>,
+    outbox: Rc<Outbox>,
+    request: Request<Incoming>,
+) -> Response<AnswerBody> {
     let result = match (request.method(), request.uri().path()) {
         (&Method::GET | &Method::HEAD, "/health") => Ok(status(StatusCode::OK)),
         (&Method::GET | &Method::HEAD, "/ready") if worker.fleet.is_ready() => {
@@ -58,12 +63,12 @@ pub(crate) async fn serve(worker: Rc<Worker>, request: Request<Incoming>) -> Res
         (_, "/health" | "/ready") => Err(Failure::MethodNotAllowed { allowed: "GET" }),
         (&Method::GET, "/v1/models") => models(&worker, request).await,
         (&Method::POST, "/v1/chat/completions" | "/v1/completions") => {
-            relay(&worker, request, true).await
+            relay(&worker, outbox, request, true).await
         }
         (_, "/v1/chat/completions" | "/v1/completions") => {
             Err(Failure::MethodNotAllowed { allowed: "POST" })
         }
-        (_, path) if path.starts_with("/v1/") => relay(&worker, request, false).await,
+        (_, path) if path.starts_with("/v1/") => relay(&worker, outbox, request, false).await,
         (_, path) => Err(Failure::NotFound { path: path.to_owned() }),
     };
     let mut response = result.unwrap_or_else(|failure| {
@@ -93,6 +98,7 @@ struct Answer {
 
 async fn relay(
     worker: &Rc<Worker>,
+    outbox: Rc<Outbox>,
     request: Request<Incoming>,
     has_prompt: bool,
 ) -> Result<Response<AnswerBody>, Failure> {
@@ -120,7 +126,7 @@ async fn relay(
         }
         let result = attempt(worker, &config, &outgoing, &flight).await;
         if result.as_ref().is_ok_and(|answer| !answer.head.status.is_server_error()) {
-            return result.map(|answer| respond(worker, &config, answer, flight));
+            return result.map(|answer| respond(worker, outbox, &config, answer, flight));
         }
         let is_retryable =
             result.as_ref().map_or(true, |answer| matches!(answer.head.status.as_u16(), 502..=504));
@@ -135,7 +141,7 @@ async fn relay(
         }
         return match result {
             // Its own words, as it said them; `respond` notes whose fault the status is.
-            Ok(answer) => Ok(respond(worker, &config, answer, flight)),
+            Ok(answer) => Ok(respond(worker, outbox, &config, answer, flight)),
             Err(failure) => {
                 flight.failed();
                 Err(failure)
@@ -243,6 +249,7 @@ async fn connect(config: &GatewayConfig, flight: &Flight) -> Result<Connection, 
 /// Turns an answer into the client's: the same but for hop-by-hop fields and the receipt.
 fn respond(
     worker: &Rc<Worker>,
+    outbox: Rc<Outbox>,
     config: &GatewayConfig,
     answer: Answer,
     mut flight: Flight,
@@ -263,7 +270,7 @@ fn respond(
     }
     let stall = seconds(config.timeouts.stall_s);
     let worker = Rc::clone(worker);
-    let relay = Relay::new(worker, flight, connection, first, is_event_stream, stall);
+    let relay = Relay::new(worker, outbox, flight, connection, first, is_event_stream, stall);
     Response::from_parts(head, AnswerBody::Relay(Box::new(relay)))
 }
 

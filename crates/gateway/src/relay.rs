@@ -10,6 +10,7 @@ use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame};
 use tokio::time::Sleep;
 
+use crate::client::Outbox;
 use crate::error::Failure;
 use crate::fleet::Flight;
 use crate::server::Worker;
@@ -36,7 +37,9 @@ impl Body for AnswerBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
         match self.get_mut() {
             Self::Own(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Relay(relay) => relay.poll_frame(cx),
+            Self::Relay(relay) => {
+                relay.poll_data(cx).map(|data| data.map(|it| it.map(Frame::data)))
+            }
         }
     }
 
@@ -70,6 +73,7 @@ pub(crate) struct Relay {
 
 struct Exchange {
     worker: Rc<Worker>,
+    outbox: Rc<Outbox>,
     flight: Flight,
     connection: Connection,
     stall: Duration,
@@ -81,6 +85,7 @@ impl Relay {
     /// `first` is what has been read of the body; `None` if it is over.
     pub(crate) fn new(
         worker: Rc<Worker>,
+        outbox: Rc<Outbox>,
         mut flight: Flight,
         connection: Connection,
         first: Option<Bytes>,
@@ -95,7 +100,8 @@ impl Relay {
             pass(&mut events, first)
         });
         let stall_check = Box::pin(tokio::time::sleep(stall));
-        let exchange = Exchange { worker, flight, connection, stall, stall_check, heard };
+        outbox.put(first.as_ref().map_or(0, Bytes::len));
+        let exchange = Exchange { worker, outbox, flight, connection, stall, stall_check, heard };
         let mut relay = Self { first, exchange: Some(exchange), events };
         if is_over {
             relay.complete();
@@ -103,29 +109,28 @@ impl Relay {
         relay
     }
 
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Failure>>> {
         if let Some(first) = self.first.take() {
-            return Poll::Ready(Some(Ok(Frame::data(first))));
+            return Poll::Ready(Some(Ok(first)));
         }
         while let Some(exchange) = &mut self.exchange {
             match ready!(exchange.poll(cx)) {
                 Some(Ok(bytes)) => {
                     let is_over = exchange.connection.is_over();
                     let ready = pass(&mut self.events, bytes);
+                    exchange.outbox.put(ready.as_ref().map_or(0, Bytes::len));
                     if is_over {
                         self.complete();
                     }
                     if let Some(bytes) = ready {
-                        return Poll::Ready(Some(Ok(Frame::data(bytes))));
+                        return Poll::Ready(Some(Ok(bytes)));
                     }
                 }
                 Some(Err(failure)) => return Poll::Ready(self.break_off(failure)),
                 None => self.complete(),
             }
         }
-        Poll::Ready(
-            self.events.take().and_then(EventStream::rest).map(|rest| Ok(Frame::data(rest))),
-        )
+        Poll::Ready(self.events.take().and_then(EventStream::rest).map(Ok))
     }
 
     fn is_over(&self) -> bool {
@@ -143,7 +148,7 @@ impl Relay {
     }
 
     /// The answer cannot go on: a stream gets a last event that says so, another answer is cut.
-    fn break_off(&mut self, failure: Failure) -> Option<Result<Frame<Bytes>, Failure>> {
+    fn break_off(&mut self, failure: Failure) -> Option<Result<Bytes, Failure>> {
         let mut exchange = self.exchange.take()?;
         let events = self.events.take();
         if events.as_ref().is_some_and(|events| events.is_done) {
@@ -155,7 +160,7 @@ impl Relay {
         tracing::warn!(%failure, kind = failure.kind(), "answer broken off");
         Some(match events {
             // What is held back is part of an event: the client never sees it.
-            Some(_) => Ok(Frame::data(failure.sse_events())),
+            Some(_) => Ok(failure.sse_events()),
             None => Err(failure),
         })
     }
@@ -164,6 +169,11 @@ impl Relay {
 impl Exchange {
     /// The next bytes; `None` at the end.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Failure>>> {
+        if self.outbox.poll_room(cx).is_pending() {
+            // The client is the one who is slow: the instance's silence starts when it is asked again.
+            self.heard = Instant::now();
+            return Poll::Pending;
+        }
         let Poll::Ready(data) = self.connection.poll_data(cx) else {
             return self.poll_stalled(cx).map(|failure| Some(Err(failure)));
         };

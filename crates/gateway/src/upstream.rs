@@ -26,9 +26,9 @@ use kvroute_types::InstanceId;
 use crate::instance::Target;
 use answer::{Decoder, HeadReader};
 
-/// Most bytes of an answer that are taken at once, and so most that a slow reader makes the gateway hold: some hundred
-/// events of a stream.
-const READ_BYTES: usize = 24 << 10;
+/// Most bytes of an answer that are taken at once, and so most that a slow reader makes the gateway hold: fifty to a
+/// hundred events of a stream.
+const READ_BYTES: usize = 16 << 10;
 
 /// What the kernel may take of an answer ahead of the gateway, so that a slow reader slows the engine's stream down. The
 /// kernel doubles it for its own book-keeping; by itself it would let it grow to many megabytes.
@@ -169,10 +169,7 @@ impl Connection {
                 let mut decoder = std::mem::replace(&mut self.decoder, Decoder::over());
                 let read = self.poll_read(cx, |bytes| decoder.decode(bytes));
                 self.decoder = decoder;
-                match ready!(read) {
-                    Ok(decoded) => decoded,
-                    Err(error) => Err(error),
-                }
+                ready!(read).flatten()
             } else {
                 let ahead = std::mem::take(&mut self.ahead);
                 self.decoder.decode(&ahead)
