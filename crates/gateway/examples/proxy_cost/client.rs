@@ -105,11 +105,13 @@ pub(crate) fn request(body: &str) -> String {
 /// Words that differ by the seed.
 fn text(seed: usize, bytes: usize) -> String {
     let mut text = String::with_capacity(bytes + 16);
-    for at in 0.. {
-        if text.len() >= bytes {
-            break;
-        }
-        text.push_str(&format!("word{} ", (seed * 7_919 + at * 104_729) % 9_973));
+    let mut words = (0..).map(|at| (seed * 7_919 + at * 104_729) % 9_973);
+    while text.len() < bytes
+        && let Some(word) = words.next()
+    {
+        text.push_str("word");
+        text.push_str(&word.to_string());
+        text.push(' ');
     }
     text
 }

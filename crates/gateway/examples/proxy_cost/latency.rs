@@ -17,7 +17,7 @@ pub(crate) fn run(
     gateway: &System,
     nginx: Option<&System>,
 ) -> Result<()> {
-    let duration = Duration::from_secs_f64(settings.seconds * 2.0);
+    let duration = Duration::from_secs_f64(settings.seconds * 1.5);
     let mut systems = vec![("direct", direct), (gateway.name, gateway.addr)];
     systems.extend(nginx.map(|nginx| (nginx.name, nginx.addr)));
     println!("\n## latency: {RATE} requests/s, open loop, {CLIENTS} connections, ms");

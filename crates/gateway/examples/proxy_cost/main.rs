@@ -105,7 +105,9 @@ fn parse(args: Vec<String>) -> Result<(Vec<String>, Settings)> {
             "--readers" => readers = value.parse()?,
             "--buffer-bytes" => config.limits.buffer_bytes = value.parse()?,
             _ => {
-                return Err(format!("unknown argument {arg}; parts are {}", PARTS.join(", ")).into());
+                return Err(
+                    format!("unknown argument {arg}; parts are {}", PARTS.join(", ")).into()
+                );
             }
         }
     }

@@ -32,10 +32,13 @@ pub(crate) fn start(upstreams: &[SocketAddr], workers: usize) -> Result<Option<S
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .spawn()?;
-    let system = System { name: "nginx", addr, process: Process { child, addrs: vec![addr] } };
+    let system = System {
+        name: "nginx",
+        addr,
+        process: Process { child, addrs: vec![addr], dir: Some(dir) },
+    };
     for _ in 0..500 {
         if TcpStream::connect(addr).is_ok() {
-            std::fs::remove_dir_all(&dir)?;
             return Ok(Some(system));
         }
         std::thread::sleep(Duration::from_millis(10));
@@ -48,10 +51,10 @@ fn config(upstreams: &[SocketAddr], workers: usize, addr: SocketAddr, dir: &str)
     for upstream in upstreams {
         writeln!(servers, "    server {upstream};")?;
     }
-    let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-        .iter()
-        .map(|kind| format!("  {kind}_temp_path {dir}/{kind};\n"))
-        .collect();
+    let mut temporary = String::new();
+    for kind in ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"] {
+        writeln!(temporary, "  {kind}_temp_path {dir}/{kind};")?;
+    }
     Ok(format!(
         "daemon off;\nworker_processes {workers};\npid {dir}/nginx.pid;\nerror_log stderr crit;\n\
          events {{ worker_connections 8192; }}\n\

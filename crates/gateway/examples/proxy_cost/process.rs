@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -11,6 +12,8 @@ use crate::{AnyError, Result};
 pub(crate) struct Process {
     pub(crate) child: Child,
     pub(crate) addrs: Vec<SocketAddr>,
+    /// Files of its own, deleted at its end.
+    pub(crate) dir: Option<PathBuf>,
 }
 
 impl Process {
@@ -25,7 +28,7 @@ impl Process {
         let stdout = child.stdout.take().ok_or("no pipe")?;
         BufReader::new(stdout).read_line(&mut line)?;
         let addrs = line.split_whitespace().map(str::parse).collect::<std::result::Result<_, _>>();
-        Ok(Self { child, addrs: addrs? })
+        Ok(Self { child, addrs: addrs?, dir: None })
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -62,6 +65,9 @@ impl Drop for Process {
             let _ = Command::new("kill").args(["-TERM", &id]).status();
         }
         let _ = self.child.wait();
+        if let Some(dir) = &self.dir {
+            let _ = std::fs::remove_dir_all(dir);
+        }
     }
 }
 

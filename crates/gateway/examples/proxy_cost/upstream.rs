@@ -3,11 +3,13 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime;
 use tokio::task::LocalSet;
+use tokio::time::MissedTickBehavior;
 
 use crate::{Result, process};
 
@@ -18,6 +20,13 @@ const STREAM_HEAD: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; c
                            transfer-encoding: chunked\r\n\r\n";
 const JSON: &str = r#"{"id":"c","object":"chat.completion","choices":[{"index":0,"text":"x"}]}"#;
 const METRICS: &str = "vllm:num_requests_running 1\nvllm:num_requests_waiting 0\n";
+
+/// Events that an endless stream writes at once, and how often: some 150 KB/s, far more than its slow client reads.
+const ENDLESS_EVENTS: usize = 64;
+const ENDLESS_INTERVAL: Duration = Duration::from_millis(90);
+
+/// For socket buffers that should not count; the kernel doubles it.
+pub(crate) const SEND_BUFFER_BYTES: usize = 32 << 10;
 
 /// Bytes written to endless streams, all upstreams.
 static TAKEN_BYTES: AtomicU64 = AtomicU64::new(0);
@@ -76,10 +85,16 @@ async fn answer_all(mut stream: TcpStream) -> io::Result<()> {
             }
             Asked::Endless => {
                 drop(std::mem::take(&mut buffer));
+                // Little room in this end's kernel, so that what could be written was taken by the other.
+                socket2::SockRef::from(&stream).set_send_buffer_size(SEND_BUFFER_BYTES)?;
                 stream.write_all(STREAM_HEAD.as_bytes()).await?;
+                let events = event.repeat(ENDLESS_EVENTS);
+                let mut ticks = tokio::time::interval(ENDLESS_INTERVAL);
+                ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
                 loop {
-                    stream.write_all(event.as_bytes()).await?;
-                    TAKEN_BYTES.fetch_add(event.len() as u64, Ordering::Relaxed);
+                    ticks.tick().await;
+                    stream.write_all(events.as_bytes()).await?;
+                    TAKEN_BYTES.fetch_add(events.len() as u64, Ordering::Relaxed);
                 }
             }
         }
