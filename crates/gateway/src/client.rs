@@ -62,7 +62,11 @@ impl ClientStream {
     pub(crate) fn new(stream: TcpStream) -> io::Result<(Self, Rc<Outbox>)> {
         stream.set_nodelay(true)?;
         #[cfg(target_os = "linux")]
-        socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
+        if let Err(error) = socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_BYTES_MAX)
+        {
+            // A sandbox's kernel may not know it; only the kernel's share of a slow reader's answer is larger then.
+            tracing::debug!(%error, "TCP_NOTSENT_LOWAT is not to be had");
+        }
         let outbox = Rc::new(Outbox::default());
         Ok((Self { stream, outbox: Rc::clone(&outbox) }, outbox))
     }

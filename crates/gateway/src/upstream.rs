@@ -149,10 +149,12 @@ impl Connection {
     ) -> Poll<io::Result<answer::Head>> {
         loop {
             let read = self.poll_read(cx, |bytes| {
-                if bytes.is_empty() { Err(closed()) } else { reader.read(bytes) }
+                let head = if bytes.is_empty() { Err(closed()) } else { reader.read(bytes) };
+                (head, !bytes.is_empty())
             });
-            let answer = ready!(read)??;
-            self.has_begun = true;
+            let (answer, has_begun) = ready!(read)?;
+            self.has_begun |= has_begun;
+            let answer = answer?;
             if let Some(answer) = answer {
                 return Poll::Ready(Ok(answer));
             }
