@@ -265,7 +265,9 @@ pub struct LimitConfig {
     pub body_bytes: usize,
     /// Bytes of a request's head.
     pub head_bytes: usize,
-    /// Bytes that one connection reads ahead, and holds for a slow reader; at least 8,192.
+    /// Bytes that one client connection reads at once, and may hold on to while it is open; at least 8,192. It takes
+    /// as much as the client's requests fill: a body that fits in whole is not copied. What is held of an answer for a
+    /// slow reader is less, and fixed.
     pub buffer_bytes: usize,
     /// Client connections; beyond them new ones wait in the listener's backlog.
     pub connections: usize,
@@ -282,7 +284,7 @@ impl Default for LimitConfig {
         Self {
             body_bytes: 16 << 20,
             head_bytes: 16 << 10,
-            buffer_bytes: 32 << 10,
+            buffer_bytes: 128 << 10,
             connections: 16_384,
             instance_in_flight: None,
             queue: 1_024,

@@ -20,6 +20,7 @@
 //! request goes. Traces (OpenTelemetry) are not exported yet; `traceparent` passes like any other field.
 
 mod admin;
+mod client;
 mod config;
 mod control;
 mod error;

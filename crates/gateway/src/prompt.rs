@@ -15,6 +15,8 @@
 //! `h[i] = mix64(h[i-1] ^ xxh3(bytes of block i))`, where `h[-1]` is the hash of the model, the `cache_salt` and the form
 //! (chat, text, ids), since engines share no blocks across these. Only whole blocks count, as in an engine.
 
+mod de;
+
 use std::borrow::Cow;
 
 use http::HeaderMap;
@@ -53,8 +55,6 @@ impl RoutingFacts {
         seed: u64,
     ) -> Result<Self, serde_json::Error> {
         let body: Body<'_> = serde_json::from_slice(json)?;
-        let mut text = Vec::with_capacity(json.len());
-        let form = body.canonical_text(&mut text);
         let first_user = body.first_text("user");
         let prefix = body.first_text("system").or_else(|| first_user.clone());
         let prefix = prefix.as_deref().or_else(|| body.prompt.as_ref().and_then(Prompt::text));
@@ -70,13 +70,15 @@ impl RoutingFacts {
         let root = [body.model.as_deref(), body.cache_salt.as_deref()]
             .into_iter()
             .flatten()
-            .fold(seed ^ form as u64, |seed, part| xxh3_64_with_seed(part.as_bytes(), seed));
-        let tokens = u32::try_from(text.len()).unwrap_or(u32::MAX) / BYTES_PER_TOKEN;
+            .fold(seed ^ body.form() as u64, |seed, part| xxh3_64_with_seed(part.as_bytes(), seed));
+        let mut hasher = BlockHasher::new(config.block_bytes as usize, root, json.len());
+        body.canonical_text(&mut |piece| hasher.push(piece));
+        let tokens = u32::try_from(hasher.bytes).unwrap_or(u32::MAX) / BYTES_PER_TOKEN;
         let limit = body.max_completion_tokens.or(body.max_tokens);
         Ok(Self {
             session_key: session.map(session_key),
             prefix_key,
-            prompt_blocks: block_hashes(&text, config.block_bytes as usize, root),
+            prompt_blocks: hasher.blocks,
             prompt_tokens: TokenCount(tokens),
             max_output_tokens: limit.map(TokenCount),
             priority: body.priority.unwrap_or(0),
@@ -159,44 +161,41 @@ enum Form {
 }
 
 impl Body<'_> {
-    fn canonical_text(&self, out: &mut Vec<u8>) -> Form {
+    fn form(&self) -> Form {
         match &self.prompt {
-            Some(Prompt::Ids(ids)) => {
-                out.reserve(ids.len() * BYTES_PER_TOKEN as usize);
-                for id in ids {
-                    out.extend_from_slice(&id.to_le_bytes());
-                }
-                Form::Ids
-            }
-            Some(Prompt::Text(text)) => {
-                out.extend_from_slice(text.as_bytes());
-                Form::Text
-            }
-            None => {
-                self.canonical_chat(out);
-                Form::Chat
-            }
+            Some(Prompt::Ids(_)) => Form::Ids,
+            Some(Prompt::Text(_)) => Form::Text,
+            None => Form::Chat,
         }
     }
 
-    fn canonical_chat(&self, out: &mut Vec<u8>) {
+    /// Says the canonical text piece by piece: it is never put together.
+    fn canonical_text(&self, say: &mut impl FnMut(&[u8])) {
+        match &self.prompt {
+            Some(Prompt::Ids(ids)) => ids.iter().for_each(|id| say(&id.to_le_bytes())),
+            Some(Prompt::Text(text)) => say(text.as_bytes()),
+            None => self.canonical_chat(say),
+        }
+    }
+
+    fn canonical_chat(&self, say: &mut impl FnMut(&[u8])) {
         if let Some(tools) = self.tools {
-            out.extend_from_slice(tools.get().as_bytes());
+            say(tools.get().as_bytes());
         }
         for message in self.messages.iter().flatten() {
             for piece in ["\n<|", &message.role, "|>\n"] {
-                out.extend_from_slice(piece.as_bytes());
+                say(piece.as_bytes());
             }
             match &message.content {
-                Some(Content::Text(text)) => out.extend_from_slice(text.as_bytes()),
+                Some(Content::Text(text)) => say(text.as_bytes()),
                 Some(Content::Parts(parts)) => parts.iter().for_each(|part| {
-                    out.extend_from_slice(b"\n<|text|>\n");
-                    out.extend_from_slice(part.0.as_bytes());
+                    say(b"\n<|text|>\n");
+                    say(part.0.as_bytes());
                 }),
                 None => {}
             }
             if let Some(calls) = message.tool_calls {
-                out.extend_from_slice(calls.get().as_bytes());
+                say(calls.get().as_bytes());
             }
         }
     }
@@ -242,182 +241,55 @@ fn first_chars(text: &str, chars: usize) -> &[u8] {
     &text.as_bytes()[..end]
 }
 
-fn block_hashes(text: &[u8], block_bytes: usize, root: u64) -> Vec<BlockHash> {
-    // The blocks' own hashes do not wait for one another; only the cheap mix is a chain.
-    let mut parent = root;
-    let chained = |block: &[u8]| {
-        parent = mix64(parent ^ xxh3_64(block));
-        BlockHash(parent)
-    };
-    text.chunks_exact(block_bytes).map(chained).collect()
+/// Names the blocks of a text that comes in pieces.
+struct BlockHasher {
+    block_bytes: usize,
+    parent: u64,
+    /// The start of a block whose end has not come.
+    held: Vec<u8>,
+    blocks: Vec<BlockHash>,
+    /// Of all pieces.
+    bytes: usize,
 }
 
-mod de {
-    //! Reads the fields that come in several shapes, without a tree and without copies.
-
-    use std::borrow::Cow;
-    use std::fmt;
-
-    use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
-    use serde_json::value::RawValue;
-
-    use super::{Content, Part, Prompt, Text};
-
-    /// A value, or `None` where it has another form: engines read `"16"` and `16.0` as 16, or refuse it themselves.
-    pub(super) fn lax<'de, T, D>(from: D) -> Result<Option<T>, D::Error>
-    where
-        T: Deserialize<'de>,
-        D: Deserializer<'de>,
-    {
-        let raw = <&'de RawValue>::deserialize(from)?;
-        Ok(serde_json::from_str(raw.get()).ok())
-    }
-
-    /// A shape that is a string or a sequence.
-    trait StringOrSequence<'de>: Sized {
-        const EXPECTED: &'static str;
-        fn string(text: Cow<'de, str>) -> Self;
-        fn sequence<A: SeqAccess<'de>>(items: A) -> Result<Self, A::Error>;
-    }
-
-    struct ShapeVisitor<T>(std::marker::PhantomData<T>);
-
-    impl<'de, T: StringOrSequence<'de>> Visitor<'de> for ShapeVisitor<T> {
-        type Value = T;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str(T::EXPECTED)
-        }
-
-        fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<T, E> {
-            Ok(T::string(Cow::Borrowed(text)))
-        }
-
-        fn visit_str<E: Error>(self, text: &str) -> Result<T, E> {
-            Ok(T::string(Cow::Owned(text.to_owned())))
-        }
-
-        fn visit_seq<A: SeqAccess<'de>>(self, items: A) -> Result<T, A::Error> {
-            T::sequence(items)
+impl BlockHasher {
+    fn new(block_bytes: usize, root: u64, bytes_expected: usize) -> Self {
+        Self {
+            block_bytes,
+            parent: root,
+            held: Vec::with_capacity(block_bytes.min(bytes_expected)),
+            blocks: Vec::with_capacity(bytes_expected / block_bytes),
+            bytes: 0,
         }
     }
 
-    impl<'de> StringOrSequence<'de> for Text<'de> {
-        const EXPECTED: &'static str = "a string";
-
-        fn string(text: Cow<'de, str>) -> Self {
-            Self(text)
-        }
-
-        fn sequence<A: SeqAccess<'de>>(_: A) -> Result<Self, A::Error> {
-            Err(A::Error::custom("expected a string"))
-        }
-    }
-
-    impl<'de> StringOrSequence<'de> for Content<'de> {
-        const EXPECTED: &'static str = "a string or a list of content parts";
-
-        fn string(text: Cow<'de, str>) -> Self {
-            Self::Text(text)
-        }
-
-        fn sequence<A: SeqAccess<'de>>(mut items: A) -> Result<Self, A::Error> {
-            let mut parts = Vec::new();
-            while let Some(part) = items.next_element()? {
-                parts.push(part);
+    fn push(&mut self, mut piece: &[u8]) {
+        self.bytes += piece.len();
+        if !self.held.is_empty() {
+            let count = piece.len().min(self.block_bytes - self.held.len());
+            self.held.extend_from_slice(&piece[..count]);
+            piece = &piece[count..];
+            if self.held.len() < self.block_bytes {
+                return;
             }
-            Ok(Self::Parts(parts))
+            self.parent = chained(self.parent, &self.held);
+            self.blocks.push(BlockHash(self.parent));
+            self.held.clear();
         }
+        let (blocks, rest) = piece.split_at(piece.len() - piece.len() % self.block_bytes);
+        let mut parent = self.parent;
+        self.blocks.extend(blocks.chunks_exact(self.block_bytes).map(|block| {
+            parent = chained(parent, block);
+            BlockHash(parent)
+        }));
+        self.parent = parent;
+        self.held.extend_from_slice(rest);
     }
+}
 
-    impl<'de> StringOrSequence<'de> for Prompt<'de> {
-        const EXPECTED: &'static str = "a string, a list of token ids, or a list of either";
-
-        fn string(text: Cow<'de, str>) -> Self {
-            Self::Text(text)
-        }
-
-        fn sequence<A: SeqAccess<'de>>(mut items: A) -> Result<Self, A::Error> {
-            /// A token id, or one of several prompts.
-            enum Item<'a> {
-                Id(u32),
-                Prompt(Prompt<'a>),
-            }
-
-            struct ItemVisitor;
-
-            impl<'de> Visitor<'de> for ItemVisitor {
-                type Value = Item<'de>;
-
-                fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                    f.write_str("a token id, a string or a list of token ids")
-                }
-
-                fn visit_u64<E: Error>(self, id: u64) -> Result<Item<'de>, E> {
-                    u32::try_from(id)
-                        .map(Item::Id)
-                        .map_err(|_| E::custom("a token id is over 32 bits"))
-                }
-
-                fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<Item<'de>, E> {
-                    Ok(Item::Prompt(Prompt::string(Cow::Borrowed(text))))
-                }
-
-                fn visit_str<E: Error>(self, text: &str) -> Result<Item<'de>, E> {
-                    Ok(Item::Prompt(Prompt::string(Cow::Owned(text.to_owned()))))
-                }
-
-                fn visit_seq<A: SeqAccess<'de>>(self, mut ids: A) -> Result<Item<'de>, A::Error> {
-                    let mut list = Vec::new();
-                    while let Some(id) = ids.next_element()? {
-                        list.push(id);
-                    }
-                    Ok(Item::Prompt(Prompt::Ids(list)))
-                }
-            }
-
-            impl<'de> Deserialize<'de> for Item<'de> {
-                fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-                    from.deserialize_any(ItemVisitor)
-                }
-            }
-
-            let mut ids = Vec::new();
-            let mut first = None;
-            while let Some(item) = items.next_element()? {
-                match item {
-                    Item::Id(id) => ids.push(id),
-                    Item::Prompt(prompt) => first = first.or(Some(prompt)),
-                }
-            }
-            Ok(first.unwrap_or(Self::Ids(ids)))
-        }
-    }
-
-    macro_rules! deserialize_shape {
-        ($($shape:ident)+) => {$(
-            impl<'de: 'a, 'a> Deserialize<'de> for $shape<'a> {
-                fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-                    from.deserialize_any(ShapeVisitor::<$shape<'de>>(std::marker::PhantomData))
-                }
-            }
-        )+};
-    }
-    deserialize_shape!(Text Content Prompt);
-
-    impl<'de: 'a, 'a> Deserialize<'de> for Part<'a> {
-        fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-            #[derive(serde::Deserialize)]
-            struct Fields<'a> {
-                #[serde(borrow)]
-                text: Text<'a>,
-            }
-
-            let raw = <&'de RawValue>::deserialize(from)?;
-            let text = serde_json::from_str(raw.get()).map(|Fields { text }| text.0);
-            Ok(Self(text.unwrap_or(Cow::Borrowed(raw.get()))))
-        }
-    }
+/// The blocks' own hashes do not wait for one another; only the cheap mix is a chain.
+fn chained(parent: u64, block: &[u8]) -> u64 {
+    mix64(parent ^ xxh3_64(block))
 }
 
 #[cfg(test)]
@@ -433,7 +305,8 @@ mod tests {
 
     fn text(body: &str) -> String {
         let mut out = Vec::new();
-        serde_json::from_str::<Body<'_>>(body).unwrap().canonical_text(&mut out);
+        let body: Body<'_> = serde_json::from_str(body).unwrap();
+        body.canonical_text(&mut |piece| out.extend_from_slice(piece));
         String::from_utf8(out).unwrap()
     }
 
@@ -452,6 +325,26 @@ mod tests {
         assert_eq!(text(r#"{"prompt":[[65,66],[1]]}"#), "A\0\0\0B\0\0\0");
         assert_eq!(text(r#"{"prompt":[65]}"#), "A\0\0\0");
         assert_eq!(text(r#"{"model":"m"}"#), "");
+    }
+
+    #[test]
+    fn blocks_do_not_depend_on_the_pieces() {
+        let text: Vec<u8> = (0..=255).collect();
+        let blocks = |size| {
+            let mut hasher = BlockHasher::new(12, 7, 0);
+            text.chunks(size).for_each(|piece| hasher.push(piece));
+            assert_eq!(hasher.bytes, text.len());
+            hasher.blocks
+        };
+        let mut parent = 7;
+        let expected: Vec<BlockHash> = text
+            .chunks_exact(12)
+            .map(|block| {
+                parent = mix64(parent ^ xxh3_64(block));
+                BlockHash(parent)
+            })
+            .collect();
+        assert!((1..=text.len()).all(|size| blocks(size) == expected));
     }
 
     #[test]

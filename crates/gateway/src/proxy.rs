@@ -1,5 +1,6 @@
 //! One request: read, route, send, relay; and what becomes of it when something fails.
 
+use std::io;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -7,22 +8,22 @@ use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderName};
 use http::request::Parts;
 use http::response::Parts as AnswerHead;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
-use http_body::{Body, Frame};
-use http_body_util::{BodyExt, Full};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http_body::Body;
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::time::{sleep, timeout};
 
+use crate::client::Outbox;
 use crate::config::{GatewayConfig, seconds};
 use crate::error::Failure;
 use crate::fleet::Flight;
-use crate::instance::Target;
 use crate::prompt::RoutingFacts;
 use crate::relay::{AnswerBody, Relay};
 use crate::server::Worker;
-use crate::upstream::{self, Connection};
+use crate::upstream::{self, Connection, Outgoing};
 
 const INSTANCE: HeaderName = HeaderName::from_static("x-kvroute-instance");
 const REASON: HeaderName = HeaderName::from_static("x-kvroute-reason");
@@ -48,7 +49,11 @@ const FIRST_ALLOCATION_BYTES_MAX: usize = 256 << 10;
 const MODELS_BYTES_MAX: usize = 4 << 20;
 
 /// Answers one client request.
-pub(crate) async fn serve(worker: Rc<Worker>, request: Request<Incoming>) -> Response<AnswerBody> {
+pub(crate) async fn serve(
+    worker: Rc<Worker>,
+    outbox: Rc<Outbox>,
+    request: Request<Incoming>,
+) -> Response<AnswerBody> {
     let result = match (request.method(), request.uri().path()) {
         (&Method::GET | &Method::HEAD, "/health") => Ok(status(StatusCode::OK)),
         (&Method::GET | &Method::HEAD, "/ready") if worker.fleet.is_ready() => {
@@ -58,10 +63,10 @@ pub(crate) async fn serve(worker: Rc<Worker>, request: Request<Incoming>) -> Res
         (_, "/health" | "/ready") => Err(Failure::MethodNotAllowed { allowed: "GET" }),
         (&Method::GET, "/v1/models") => models(&worker, request).await,
         (&Method::POST, "/v1/chat/completions" | "/v1/completions") => {
-            relay(&worker, request, true).await
+            relay(&worker, outbox, request, true).await
         }
         // Other methods too: an instance says 405 itself, and answers a browser's preflight.
-        (_, path) if path.starts_with("/v1/") => relay(&worker, request, false).await,
+        (_, path) if path.starts_with("/v1/") => relay(&worker, outbox, request, false).await,
         (_, path) => Err(Failure::NotFound { path: path.to_owned() }),
     };
     let mut response = result.unwrap_or_else(|failure| {
@@ -81,25 +86,17 @@ fn status(status: StatusCode) -> Response<AnswerBody> {
     response
 }
 
-/// What is sent to an instance; the same bytes at every try.
-struct Outgoing {
-    method: Method,
-    uri: Uri,
-    headers: HeaderMap,
-    body: Bytes,
-}
-
 /// An answer of which the first bytes are there.
 struct Answer {
     head: AnswerHead,
     connection: Connection,
-    incoming: Incoming,
     /// `None` if the body is empty.
-    first: Option<Frame<Bytes>>,
+    first: Option<Bytes>,
 }
 
 async fn relay(
     worker: &Rc<Worker>,
+    outbox: Rc<Outbox>,
     request: Request<Incoming>,
     has_prompt: bool,
 ) -> Result<Response<AnswerBody>, Failure> {
@@ -124,8 +121,8 @@ async fn relay(
     remove_hop_by_hop(&mut headers);
     // The instance gets the path alone, also if the client named the gateway as a proxy would be.
     let path = uri.path_and_query().map_or("/", |path| path.as_str());
-    let uri = path.parse().map_err(|_| Failure::NotFound { path: path.to_owned() })?;
-    let outgoing = Outgoing { method, uri, headers, body };
+    // The same bytes at every try.
+    let outgoing = Outgoing { method: &method, path, headers: &headers, body: &body };
 
     let mut flight = worker.fleet.admit(arrived, &facts).await?;
     let mut tried = Vec::new();
@@ -135,7 +132,7 @@ async fn relay(
         }
         let result = attempt(worker, &config, &outgoing, &flight).await;
         if result.as_ref().is_ok_and(|answer| !answer.head.status.is_server_error()) {
-            return result.map(|answer| respond(worker, &config, answer, flight));
+            return result.map(|answer| respond(worker, outbox, &config, answer, flight));
         }
         let is_retryable =
             result.as_ref().map_or(true, |answer| matches!(answer.head.status.as_u16(), 502..=504));
@@ -150,7 +147,7 @@ async fn relay(
         }
         return match result {
             // Its own words, as it said them; `respond` notes whose fault the status is.
-            Ok(answer) => Ok(respond(worker, &config, answer, flight)),
+            Ok(answer) => Ok(respond(worker, outbox, &config, answer, flight)),
             Err(failure) => {
                 flight.failed();
                 Err(failure)
@@ -200,7 +197,7 @@ async fn collect(mut body: Incoming, limit_bytes: usize) -> Result<Bytes, Failur
 async fn attempt(
     worker: &Worker,
     config: &GatewayConfig,
-    outgoing: &Outgoing,
+    outgoing: &Outgoing<'_>,
     flight: &Flight,
 ) -> Result<Answer, Failure> {
     let instance = &flight.instance;
@@ -218,11 +215,11 @@ async fn attempt(
 async fn exchange(
     worker: &Worker,
     config: &GatewayConfig,
-    outgoing: &Outgoing,
+    outgoing: &Outgoing<'_>,
     flight: &Flight,
 ) -> Result<Answer, Failure> {
     let instance = &flight.instance;
-    let closed = |error: hyper::Error| {
+    let closed = |error: io::Error| {
         tracing::debug!(%error, instance = instance.name, "no answer");
         Failure::Closed { instance: instance.name.clone() }
     };
@@ -230,23 +227,17 @@ async fn exchange(
         Some(connection) => connection,
         None => connect(config, flight).await?,
     };
-    let answer = match connection.send(outgoing.request(&instance.target)).await {
-        // It was closed while it lay unused: the instance has not seen this request.
-        Err(error) if connection.is_reused() => {
+    let head = match connection.send(outgoing, &instance.target).await {
+        Err(error) if connection.may_be_stale() => {
             tracing::debug!(%error, instance = instance.name, "stale connection");
             connection = connect(config, flight).await?;
-            connection.send(outgoing.request(&instance.target)).await.map_err(closed)?
+            connection.send(outgoing, &instance.target).await.map_err(closed)?
         }
-        answer => answer.map_err(closed)?,
+        head => head.map_err(closed)?,
     };
-    let (head, mut incoming) = answer.into_parts();
-    let first = if incoming.is_end_stream() {
-        None
-    } else {
-        let first = std::future::poll_fn(|cx| connection.poll_frame(cx, &mut incoming)).await;
-        first.transpose().map_err(closed)?
-    };
-    Ok(Answer { head, connection, incoming, first })
+    let first = std::future::poll_fn(|cx| connection.poll_data(cx)).await;
+    let first = first.transpose().map_err(closed)?;
+    Ok(Answer { head, connection, first })
 }
 
 async fn connect(config: &GatewayConfig, flight: &Flight) -> Result<Connection, Failure> {
@@ -261,30 +252,15 @@ async fn connect(config: &GatewayConfig, flight: &Flight) -> Result<Connection, 
     Err(Failure::Unreachable { instance: instance.name.clone() })
 }
 
-impl Outgoing {
-    fn request(&self, target: &Target) -> Request<Full<Bytes>> {
-        let mut request = Request::new(Full::new(self.body.clone()));
-        *request.method_mut() = self.method.clone();
-        *request.uri_mut() = self.uri.clone();
-        *request.headers_mut() = self.headers.clone();
-        // HTTP/1.0 clients may leave it out; HTTP/1.1 servers refuse that.
-        if !self.headers.contains_key(header::HOST)
-            && let Ok(host) = HeaderValue::from_str(&target.authority)
-        {
-            request.headers_mut().insert(header::HOST, host);
-        }
-        request
-    }
-}
-
 /// Turns an answer into the client's: the same but for hop-by-hop fields and the receipt.
 fn respond(
     worker: &Rc<Worker>,
+    outbox: Rc<Outbox>,
     config: &GatewayConfig,
     answer: Answer,
     mut flight: Flight,
 ) -> Response<AnswerBody> {
-    let Answer { mut head, connection, incoming, first } = answer;
+    let Answer { mut head, connection, first } = answer;
     let headers = &mut head.headers;
     remove_hop_by_hop(headers);
     let is_event_stream = headers
@@ -300,7 +276,7 @@ fn respond(
     }
     let stall = seconds(config.timeouts.stall_s);
     let worker = Rc::clone(worker);
-    let relay = Relay::new(worker, flight, connection, incoming, first, is_event_stream, stall);
+    let relay = Relay::new(worker, outbox, flight, connection, first, is_event_stream, stall);
     Response::from_parts(head, AnswerBody::Relay(Box::new(relay)))
 }
 

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame};
-use hyper::body::Incoming;
 use tokio::time::Sleep;
 
+use crate::client::Outbox;
 use crate::error::Failure;
 use crate::fleet::Flight;
 use crate::server::Worker;
@@ -37,7 +37,9 @@ impl Body for AnswerBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
         match self.get_mut() {
             Self::Own(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Relay(relay) => relay.poll_frame(cx),
+            Self::Relay(relay) => {
+                relay.poll_data(cx).map(|data| data.map(|it| it.map(Frame::data)))
+            }
         }
     }
 
@@ -63,7 +65,7 @@ impl Body for AnswerBody {
 ///
 /// Dropping it (the client left) closes the connection, which cancels the request at the instance, and ends its booking.
 pub(crate) struct Relay {
-    first: Option<Frame<Bytes>>,
+    first: Option<Bytes>,
     /// `None` when the answer is over.
     exchange: Option<Exchange>,
     events: Option<EventStream>,
@@ -71,50 +73,35 @@ pub(crate) struct Relay {
 
 struct Exchange {
     worker: Rc<Worker>,
+    outbox: Rc<Outbox>,
     flight: Flight,
     connection: Connection,
-    incoming: Incoming,
     stall: Duration,
     stall_check: Pin<Box<Sleep>>,
     heard: Instant,
-    /// What came after the bytes that were handed on last.
-    next: Option<Heard>,
-}
-
-/// What an exchange came to.
-enum Heard {
-    Bytes(Bytes),
-    Trailers(Frame<Bytes>),
-    End,
-    Broken(Failure),
 }
 
 impl Relay {
     /// `first` is what has been read of the body; `None` if it is over.
     pub(crate) fn new(
         worker: Rc<Worker>,
+        outbox: Rc<Outbox>,
         mut flight: Flight,
         connection: Connection,
-        incoming: Incoming,
-        first: Option<Frame<Bytes>>,
+        first: Option<Bytes>,
         is_event_stream: bool,
         stall: Duration,
     ) -> Self {
         let mut events = is_event_stream.then(EventStream::default);
         let heard = Instant::now();
-        let is_over = first.is_none() || incoming.is_end_stream();
+        let is_over = first.is_none() || connection.is_over();
         let first = first.and_then(|first| {
             flight.first_bytes(heard);
-            match (first.into_data(), &mut events) {
-                (Ok(bytes), Some(events)) => events.pass(bytes).map(Frame::data),
-                (Ok(bytes), None) => Some(Frame::data(bytes)),
-                (Err(trailers), _) => Some(trailers),
-            }
+            pass(&mut events, first)
         });
         let stall_check = Box::pin(tokio::time::sleep(stall));
-        let next = None;
-        let exchange =
-            Exchange { worker, flight, connection, incoming, stall, stall_check, heard, next };
+        outbox.put(first.as_ref().map_or(0, Bytes::len));
+        let exchange = Exchange { worker, outbox, flight, connection, stall, stall_check, heard };
         let mut relay = Self { first, exchange: Some(exchange), events };
         if is_over {
             relay.complete();
@@ -122,33 +109,28 @@ impl Relay {
         relay
     }
 
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Failure>>> {
         if let Some(first) = self.first.take() {
             return Poll::Ready(Some(Ok(first)));
         }
         while let Some(exchange) = &mut self.exchange {
             match ready!(exchange.poll(cx)) {
-                Heard::Bytes(bytes) => {
-                    let is_over = matches!(exchange.next, Some(Heard::End));
-                    let ready = match &mut self.events {
-                        Some(events) => events.pass(bytes),
-                        None => Some(bytes),
-                    };
+                Some(Ok(bytes)) => {
+                    let is_over = exchange.connection.is_over();
+                    let ready = pass(&mut self.events, bytes);
+                    exchange.outbox.put(ready.as_ref().map_or(0, Bytes::len));
                     if is_over {
                         self.complete();
                     }
                     if let Some(bytes) = ready {
-                        return Poll::Ready(Some(Ok(Frame::data(bytes))));
+                        return Poll::Ready(Some(Ok(bytes)));
                     }
                 }
-                Heard::Trailers(frame) => return Poll::Ready(Some(Ok(frame))),
-                Heard::End => self.complete(),
-                Heard::Broken(failure) => return Poll::Ready(self.break_off(failure)),
+                Some(Err(failure)) => return Poll::Ready(self.break_off(failure)),
+                None => self.complete(),
             }
         }
-        Poll::Ready(
-            self.events.take().and_then(EventStream::rest).map(|rest| Ok(Frame::data(rest))),
-        )
+        Poll::Ready(self.events.take().and_then(EventStream::rest).map(Ok))
     }
 
     fn is_over(&self) -> bool {
@@ -166,7 +148,7 @@ impl Relay {
     }
 
     /// The answer cannot go on: a stream gets a last event that says so, another answer is cut.
-    fn break_off(&mut self, failure: Failure) -> Option<Result<Frame<Bytes>, Failure>> {
+    fn break_off(&mut self, failure: Failure) -> Option<Result<Bytes, Failure>> {
         let mut exchange = self.exchange.take()?;
         let events = self.events.take();
         if events.as_ref().is_some_and(|events| events.is_done) {
@@ -178,49 +160,36 @@ impl Relay {
         tracing::warn!(%failure, kind = failure.kind(), "answer broken off");
         Some(match events {
             // What is held back is part of an event: the client never sees it.
-            Some(_) => Ok(Frame::data(failure.sse_events())),
+            Some(_) => Ok(failure.sse_events()),
             None => Err(failure),
         })
     }
 }
 
 impl Exchange {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Heard> {
-        if let Some(next) = self.next.take() {
-            return Poll::Ready(next);
+    /// The next bytes; `None` at the end.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Failure>>> {
+        if self.outbox.poll_room(cx).is_pending() {
+            // The client is the one who is slow: the instance's silence starts when it is asked again.
+            self.heard = Instant::now();
+            return Poll::Pending;
         }
-        let mut batch = Batch::default();
-        while !batch.is_full() && self.next.is_none() {
-            let Poll::Ready(frame) = self.connection.poll_frame(cx, &mut self.incoming) else {
-                break;
-            };
-            match frame.map(|frame| frame.map(Frame::into_data)) {
-                Some(Ok(Ok(bytes))) => {
-                    batch.push(bytes);
-                    if self.incoming.is_end_stream() {
-                        self.next = Some(Heard::End);
-                    }
-                }
-                Some(Ok(Err(trailers))) => self.next = Some(Heard::Trailers(trailers)),
-                None => self.next = Some(Heard::End),
-                Some(Err(error)) => {
-                    tracing::debug!(%error, "answer cut");
-                    let instance = self.flight.instance.name.clone();
-                    self.next = Some(Heard::Broken(Failure::AnswerCut { instance }));
-                }
-            }
-        }
-        if let Some(bytes) = batch.into_bytes() {
+        let Poll::Ready(data) = self.connection.poll_data(cx) else {
+            return self.poll_stalled(cx).map(|failure| Some(Err(failure)));
+        };
+        let data = data.map(|data| {
+            data.map_err(|error| {
+                tracing::debug!(%error, "answer cut");
+                Failure::AnswerCut { instance: self.flight.instance.name.clone() }
+            })
+        });
+        if let Some(Ok(_)) = data {
             let now = Instant::now();
             let gap = now.saturating_duration_since(self.heard);
             self.heard = now;
             self.flight.next_bytes(now, gap.as_secs_f64());
-            return Poll::Ready(Heard::Bytes(bytes));
         }
-        match self.next.take() {
-            Some(next) => Poll::Ready(next),
-            None => self.poll_stalled(cx).map(Heard::Broken),
-        }
+        Poll::Ready(data)
     }
 
     fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<Failure> {
@@ -237,41 +206,11 @@ impl Exchange {
     }
 }
 
-/// Data that came at once, put together: hyper hands over an instance's chunks one by one, and each would be framed
-/// and written by itself.
-#[derive(Default)]
-struct Batch {
-    first: Option<Bytes>,
-    /// `first` and what came after it, if anything did.
-    joined: BytesMut,
-}
-
-impl Batch {
-    /// What is set aside for a batch.
-    const CAPACITY_BYTES: usize = 8 << 10;
-    /// A batch of this size is closed, with room left for a usual event; a chunk of this size passes without a copy.
-    const FULL_BYTES: usize = 7 << 10;
-
-    fn push(&mut self, bytes: Bytes) {
-        match &self.first {
-            None => self.first = Some(bytes),
-            Some(first) => {
-                if self.joined.is_empty() {
-                    self.joined.reserve(Self::CAPACITY_BYTES);
-                    self.joined.extend_from_slice(first);
-                }
-                self.joined.extend_from_slice(&bytes);
-            }
-        }
-    }
-
-    fn is_full(&self) -> bool {
-        let len = self.joined.len().max(self.first.as_ref().map_or(0, Bytes::len));
-        len >= Self::FULL_BYTES
-    }
-
-    fn into_bytes(self) -> Option<Bytes> {
-        if self.joined.is_empty() { self.first } else { Some(self.joined.freeze()) }
+/// The bytes that may pass now.
+fn pass(events: &mut Option<EventStream>, bytes: Bytes) -> Option<Bytes> {
+    match events {
+        Some(events) => events.pass(bytes),
+        None => Some(bytes),
     }
 }
 

@@ -21,6 +21,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::{interval, sleep, timeout};
 
+use crate::client::ClientStream;
 use crate::config::{GatewayConfig, InvalidConfig, seconds};
 use crate::fleet::Fleet;
 use crate::receipts::DecisionLog;
@@ -331,15 +332,15 @@ fn accept(
     place: OwnedSemaphorePermit,
 ) {
     let config = worker.fleet.config();
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "connection gone before it was accepted");
-        return;
-    }
+    let (stream, outbox) = match ClientStream::new(stream) {
+        Ok(stream) => stream,
+        Err(error) => return tracing::debug!(%error, "connection gone before it was accepted"),
+    };
     let worker = Rc::clone(worker);
     let fleet = Arc::clone(&worker.fleet);
     let service = service_fn(move |request| {
-        let worker = Rc::clone(&worker);
-        async move { Ok::<_, Infallible>(proxy::serve(worker, request).await) }
+        let (worker, outbox) = (Rc::clone(&worker), Rc::clone(&outbox));
+        async move { Ok::<_, Infallible>(proxy::serve(worker, outbox, request).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

@@ -129,6 +129,19 @@ async fn with_nobody_left_the_client_learns_why() {
 }
 
 #[tokio::test]
+async fn an_answer_that_is_no_http_is_not_asked_for_again() {
+    let toy = Toy::start(QUICK).await;
+    let gateway = start(&[&toy], |config| config.threads = Some(1)).await;
+    assert_eq!(chat(gateway.addr(), CHAT).await.status, 200);
+    // The connection is an old one, but the instance has seen this request.
+    toy.set(Act::Garbage);
+    let reply = chat(gateway.addr(), CHAT).await;
+    assert_eq!((reply.status, reply.error_kind().as_str()), (502, "instance_closed"));
+    assert_eq!(toy.received(), 2);
+    gateway.shutdown().await;
+}
+
+#[tokio::test]
 async fn errors_of_clients_and_engines_pass_and_count_as_whose_they_are() {
     let toys = [Toy::start(Act::Status(400)).await, Toy::start(Act::Status(400)).await];
     let gateway = start(&[&toys[0], &toys[1]], |config| {

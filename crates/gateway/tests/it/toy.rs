@@ -25,6 +25,8 @@ pub(crate) enum Act {
     Status(u16),
     /// Closes the connection.
     Close,
+    /// Says something that is no HTTP, and closes the connection.
+    Garbage,
     /// Never says a word.
     Silent,
     /// Sends the head of a stream, and then nothing.
@@ -165,6 +167,10 @@ async fn play(stream: &mut TcpStream, act: Act) -> bool {
             stream.write_all(plain(status, body).as_bytes()).await.is_ok()
         }
         Act::Close => false,
+        Act::Garbage => {
+            let _ = stream.write_all(b"SSH-2.0-OpenSSH_9.2\r\n\r\n").await;
+            false
+        }
         Act::Silent => unless_left(stream, Duration::MAX).await,
         Act::HeadOnly => head(stream).await && unless_left(stream, Duration::MAX).await,
         Act::Stream(count, gap) => {
