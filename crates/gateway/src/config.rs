@@ -168,7 +168,7 @@ pub struct HealthConfig {
     pub probe_failures_max: u32,
     /// Requests in a row that must fail (connection, 5xx, time-out, cut; never a client's 4xx) before it is ejected.
     pub request_failures_max: u32,
-    /// Seconds of the first ejection; each further one doubles it.
+    /// Seconds of the first ejection; each further one doubles it, until the instance has been well for as long.
     pub backoff_min_s: f64,
     /// Seconds of the longest ejection.
     pub backoff_max_s: f64,
