@@ -44,6 +44,9 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 /// What a client announces is not believed beyond this.
 const FIRST_ALLOCATION_BYTES_MAX: usize = 256 << 10;
 
+/// Most bytes of a refused body that are read so that the client hears the refusal; whoever sends more does not.
+const DISCARDED_BYTES_MAX: u64 = 64 << 20;
+
 /// Most bytes of an instance's list of models.
 const MODELS_BYTES_MAX: usize = 4 << 20;
 
@@ -108,7 +111,7 @@ async fn relay(
     let arrived = Instant::now();
     let config = worker.fleet.config();
     let (Parts { method, uri, mut headers, .. }, body) = request.into_parts();
-    let body = read_body(body, &config).await?;
+    let body = read_body(body, &headers, &config).await?;
     let facts = if has_prompt {
         RoutingFacts::parse(&headers, &body, &config.prompt, config.seed)
             .map_err(|error| Failure::BadRequest { detail: error.to_string() })?
@@ -154,17 +157,35 @@ async fn relay(
 }
 
 /// Reads the whole body, once.
-async fn read_body(body: Incoming, config: &GatewayConfig) -> Result<Bytes, Failure> {
+async fn read_body(
+    mut body: Incoming,
+    headers: &HeaderMap,
+    config: &GatewayConfig,
+) -> Result<Bytes, Failure> {
     if body.is_end_stream() {
         return Ok(Bytes::new());
     }
-    let reading = collect(body, config.limits.body_bytes);
     let limit = seconds(config.timeouts.request_body_s);
-    timeout(limit, reading).await.unwrap_or(Err(Failure::BodyTimeout))
+    let reading = collect(&mut body, config.limits.body_bytes);
+    let read = timeout(limit, reading).await.unwrap_or(Err(Failure::BodyTimeout));
+    if matches!(read, Err(Failure::BodyTooLarge { .. })) && !headers.contains_key(header::EXPECT) {
+        let _ = timeout(limit, discard(&mut body)).await;
+    }
+    read
+}
+
+/// Reads and forgets the rest of a body that is refused. Most clients write everything before they listen: a
+/// connection that closes on them costs them the answer. (Those that announce `Expect` listen first.)
+async fn discard(body: &mut Incoming) {
+    let mut left = DISCARDED_BYTES_MAX;
+    while left > 0 && body.size_hint().lower() <= left {
+        let Some(Ok(frame)) = body.frame().await else { return };
+        left = left.saturating_sub(frame.data_ref().map_or(0, |bytes| bytes.len() as u64));
+    }
 }
 
 /// Copies each piece as it comes, so that the connection can read the next one into the same memory.
-async fn collect(mut body: Incoming, limit_bytes: usize) -> Result<Bytes, Failure> {
+async fn collect(body: &mut Incoming, limit_bytes: usize) -> Result<Bytes, Failure> {
     let too_large = || Failure::BodyTooLarge { limit_bytes };
     let announced = usize::try_from(body.size_hint().lower()).map_err(|_| too_large())?;
     if announced > limit_bytes {
