@@ -296,6 +296,18 @@ impl Fleet {
     pub(crate) fn on_probe(&self, instance: &Instance, is_ok: bool) {
         let now = self.now();
         self.change_health(instance, |health, config| health.on_probe(now, is_ok, &config.health));
+        if is_ok {
+            return;
+        }
+        // Requests may still wait there: it was the last resort, say, or its answers failed before it froze.
+        let config = self.config();
+        let core = self.core();
+        let is_left = |member: &Member| {
+            member.health.is_unreachable(&config.health) && !core.is_in_use(member)
+        };
+        if core.member(instance.id).is_some_and(is_left) {
+            instance.given_up.notify_waiters();
+        }
     }
 
     /// What a reading of `/metrics` that was asked for at `asked` said; `None` if it failed.
