@@ -8,7 +8,7 @@ mod policy_slot;
 
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::HeaderValue;
 use kvroute_policy::{Candidate, Event, Policy, PolicyConfig};
@@ -70,6 +70,14 @@ struct Member {
     prefill_rate: Option<f64>,
     last_page: Option<Page>,
     missing: Vec<&'static str>,
+}
+
+impl Member {
+    /// Seconds that this much prefill may take before it is strange: twice the usual, as prompts are estimates.
+    fn prefill_s_max(&self, tokens: u64, config: &GatewayConfig) -> f64 {
+        let rate = self.prefill_rate.unwrap_or(config.health.prefill_tokens_per_s_min);
+        2.0 * tokens as f64 / rate
+    }
 }
 
 /// An instance as the admin API tells of it.
@@ -233,7 +241,7 @@ impl Fleet {
         let candidate = core.candidate(routed.instance).expect("it was a candidate");
         let work_tokens = candidate.in_flight_uncached_tokens;
         if candidate.in_flight == 1 {
-            instance.activity.heard(now);
+            instance.activity.has_work_again(now);
         }
         core.refresh(routed.instance, &self.config());
         if core.queued > 0 {
@@ -361,9 +369,7 @@ impl Fleet {
                 if !may_judge(&instance.activity, candidate, page) {
                     continue;
                 }
-                let rate = member.prefill_rate.unwrap_or(config.health.prefill_tokens_per_s_min);
-                // Twice the time at the usual rate: prompts are estimates.
-                silence_s + 2.0 * candidate.in_flight_uncached_tokens as f64 / rate
+                silence_s + member.prefill_s_max(candidate.in_flight_uncached_tokens, &config)
             };
             let silent = now.since(instance.activity.last_sign());
             if silent > seconds(allowed_s) {
@@ -394,7 +400,10 @@ impl Fleet {
         drop(core);
         let name = &instance.name;
         match cause {
-            None => tracing::info!(instance = name, "instance is back in use"),
+            None => {
+                instance.activity.rests(Duration::ZERO);
+                tracing::info!(instance = name, "instance is back in use");
+            }
             Some(cause) if is_in_use => {
                 let cause = cause.name();
                 tracing::warn!(instance = name, cause, "instance fails, but it is the last one");
