@@ -42,6 +42,8 @@ pub(crate) struct Fleet {
     changing: Mutex<()>,
     /// Rings when a waiting request may find an instance below its cap.
     freed: Notify,
+    /// The same for requests that wait for their second try.
+    freed_for_retries: Notify,
     requests: AtomicU32,
     retry_budget: AtomicI64,
     receipts: LatestReceipts,
@@ -129,6 +131,7 @@ impl Fleet {
             core: Mutex::new(core),
             changing: Mutex::new(()),
             freed: Notify::new(),
+            freed_for_retries: Notify::new(),
             requests: AtomicU32::new(0),
             retry_budget: AtomicI64::new(i64::from(config.retry.budget_max) * BUDGET_UNIT),
             receipts: LatestReceipts::new(config.receipts.kept),
@@ -197,8 +200,9 @@ impl Fleet {
         timeout(seconds(config.timeouts.queue_s), wait).await.map_err(|_| Failure::QueueTimeout)
     }
 
-    /// Chooses another instance after those in `tried` failed; `None` if there is none, or the budget is spent.
-    pub(crate) fn admit_retry(
+    /// Chooses another instance after those in `tried` failed, waiting in the queue if all others are at their cap;
+    /// `None` if there is none, or the budget is spent.
+    pub(crate) async fn admit_retry(
         self: &Arc<Self>,
         arrived: Instant,
         facts: &RoutingFacts,
@@ -211,15 +215,48 @@ impl Fleet {
             self.metrics.retries_denied.inc();
             return None;
         }
-        let mut core = self.core();
-        let Some(flight) = self.route(&mut core, arrived, facts, tried, tried.len() + 1) else {
+        let config = self.config();
+        let placed = timeout(seconds(config.timeouts.queue_s), async {
+            let mut queued = None;
+            loop {
+                // Made before looking, so that no place is missed that comes free in between.
+                let freed = self.freed_for_retries.notified();
+                {
+                    let mut core = self.core();
+                    if let Some(flight) =
+                        self.route(&mut core, arrived, facts, tried, tried.len() + 1)
+                    {
+                        return Some(flight);
+                    }
+                    let is_new = |member: &Member| !tried.contains(&member.instance.id);
+                    let has_new = core.members().any(|it| core.is_in_use(it) && is_new(it));
+                    let is_full = queued.is_none() && core.queued >= config.limits.queue;
+                    if !has_new || is_full {
+                        return None;
+                    }
+                    queued.get_or_insert_with(|| {
+                        core.queued += 1;
+                        Queued(self)
+                    });
+                }
+                freed.await;
+            }
+        });
+        let Ok(Some(flight)) = placed.await else {
             self.retry_budget.fetch_add(BUDGET_UNIT, Ordering::Relaxed);
             return None;
         };
-        if let Some(failed) = tried.last().and_then(|&id| core.member(id)) {
-            self.metrics.retried(&failed.instance.name);
+        if let Some(&failed) = tried.last() {
+            self.metrics.retried(&self.core().name(failed));
         }
         Some(flight)
+    }
+
+    /// A place may have come free: one waiting request looks, and all that wait for their second try, as it may be at
+    /// an instance that some of them have tried.
+    fn place_freed(&self) {
+        self.freed.notify_one();
+        self.freed_for_retries.notify_waiters();
     }
 
     fn route(
@@ -416,7 +453,7 @@ impl Fleet {
                 }
             }
         }
-        self.freed.notify_one();
+        self.place_freed();
     }
 
     /// Changes the configuration and everything that follows from it, between two decisions: no request is dropped.
@@ -440,7 +477,7 @@ impl Fleet {
         core.set_instances(&config, &self.metrics)?;
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
         drop(core);
-        self.freed.notify_one();
+        self.place_freed();
         Ok(())
     }
 
@@ -480,7 +517,7 @@ impl Fleet {
         member.is_draining = is_draining;
         core.refresh_all(&self.config());
         drop(core);
-        self.freed.notify_one();
+        self.place_freed();
         Ok(())
     }
 

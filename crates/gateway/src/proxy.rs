@@ -134,25 +134,21 @@ async fn relay(
         if result.as_ref().is_ok_and(|answer| !answer.head.status.is_server_error()) {
             return result.map(|answer| respond(worker, &config, answer, flight));
         }
-        let is_retryable =
-            result.as_ref().map_or(true, |answer| matches!(answer.head.status.as_u16(), 502..=504));
+        let is_retryable = result
+            .as_ref()
+            .map_or(true, |answer| matches!(answer.head.status.as_u16(), 500 | 502..=504));
         tried.push(flight.instance.id);
+        flight.failed();
+        // What it answered is kept in case nobody does better; a request without any answer ends here.
+        let answered = result.map(|answer| (answer, flight));
         if is_retryable
             && tried.len() <= config.retry.tries_max as usize
-            && let Some(next) = worker.fleet.admit_retry(arrived, &facts, &tried)
+            && let Some(next) = worker.fleet.admit_retry(arrived, &facts, &tried).await
         {
-            flight.failed();
             flight = next;
             continue;
         }
-        return match result {
-            // Its own words, as it said them; `respond` notes whose fault the status is.
-            Ok(answer) => Ok(respond(worker, &config, answer, flight)),
-            Err(failure) => {
-                flight.failed();
-                Err(failure)
-            }
-        };
+        return answered.map(|(answer, flight)| respond(worker, &config, answer, flight));
     }
 }
 
@@ -297,7 +293,7 @@ fn respond(
     worker: &Rc<Worker>,
     config: &GatewayConfig,
     answer: Answer,
-    mut flight: Flight,
+    flight: Flight,
 ) -> Response<AnswerBody> {
     let Answer { mut head, connection, incoming, first } = answer;
     let headers = &mut head.headers;
@@ -309,9 +305,6 @@ fn respond(
     headers.insert(REASON, HeaderValue::from_static(flight.reason.name()));
     if let Some(tokens) = flight.predicted_cached_tokens {
         headers.insert(PREDICTED, tokens.0.into());
-    }
-    if head.status.is_server_error() {
-        flight.failed();
     }
     let stall = seconds(config.timeouts.stall_s);
     let worker = Rc::clone(worker);

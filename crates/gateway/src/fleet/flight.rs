@@ -173,7 +173,7 @@ impl Drop for Flight {
         let is_awaited = core.queued > 0;
         drop(core);
         if is_awaited {
-            self.fleet.freed.notify_one();
+            self.fleet.place_freed();
         }
         if self.outcome == Outcome::Failed {
             let now = self.fleet.now();

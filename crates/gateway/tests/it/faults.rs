@@ -68,7 +68,7 @@ async fn bad_input_is_the_clients_fault_and_costs_no_call() {
 
 #[tokio::test]
 async fn a_failed_instance_is_hidden_from_clients() {
-    for act in [Act::Close, Act::Status(503), Act::Status(502)] {
+    for act in [Act::Close, Act::Status(500), Act::Status(503), Act::Status(502)] {
         let toys = [Toy::start(act.clone()).await, Toy::start(QUICK).await];
         let gateway = start(&[&toys[0], &toys[1]], |config| {
             config.policy = PolicyConfig::RoundRobin {};
@@ -132,13 +132,31 @@ async fn errors_of_clients_and_engines_pass_and_count_as_whose_they_are() {
         assert_eq!(chat(gateway.addr(), CHAT).await.status, 400);
     }
     assert_eq!((toys[0].received(), toys[1].received()), (10, 10), "a 4xx never ejects");
+    // What all instances say is said to the client.
     toys[0].set(Act::Status(500));
-    let mut statuses = Vec::new();
-    for _ in 0..20 {
-        statuses.push(chat(gateway.addr(), CHAT).await.status);
+    toys[1].set(Act::Status(500));
+    let reply = chat(gateway.addr(), CHAT).await;
+    assert_eq!((reply.status, reply.text().contains("toy")), (500, true));
+    assert_eq!((toys[0].received(), toys[1].received()), (11, 11), "each was tried once");
+    gateway.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_retry_waits_for_a_place_like_any_request() {
+    let slow = Act::Stream(20, Duration::from_millis(20));
+    let toys = [Toy::start(Act::Silent).await, Toy::start(slow).await];
+    let gateway = start(&[&toys[0], &toys[1]], |config| {
+        config.policy = PolicyConfig::RoundRobin {};
+        config.limits.instance_in_flight = Some(1);
+        config.timeouts.first_byte_s = 0.1;
+    })
+    .await;
+    let addr = gateway.addr();
+    let requests = [tokio::spawn(chat(addr, STREAM)), tokio::spawn(chat(addr, STREAM))];
+    for reply in requests {
+        assert_eq!(reply.await.unwrap().text(), events(20));
     }
-    let failed = statuses.iter().filter(|&&status| status == 500).count();
-    assert!((3..10).contains(&failed), "a 500 is not retried, but ejects: {statuses:?}");
+    assert_eq!((toys[0].received(), toys[1].received()), (1, 2));
     gateway.shutdown().await;
 }
 
