@@ -57,8 +57,6 @@ struct Core {
     policy_name: &'static str,
     /// By instance id; ids are never used again.
     members: Vec<Option<Member>>,
-    /// The member that stays in use although no member is up.
-    last_resort: Option<InstanceId>,
     /// Requests waiting for an instance below its cap.
     queued: usize,
 }
@@ -67,6 +65,8 @@ struct Member {
     instance: Arc<Instance>,
     metrics: Arc<RouteMetrics>,
     health: Health,
+    /// Whether it stays in use although it is not up, since no member is.
+    is_last_resort: bool,
     is_draining: bool,
     /// Prefill tokens per second, as seen from first tokens.
     prefill_rate: Option<f64>,
@@ -75,6 +75,10 @@ struct Member {
 }
 
 impl Member {
+    fn is_in_use(&self) -> bool {
+        !self.is_draining && (self.health.is_up() || self.is_last_resort)
+    }
+
     /// Seconds that this much prefill may take before it is strange: twice the usual, as prompts are estimates.
     fn prefill_s_max(&self, tokens: u64, config: &GatewayConfig) -> f64 {
         let rate = self.prefill_rate.unwrap_or(config.health.prefill_tokens_per_s_min);
@@ -123,7 +127,6 @@ impl Fleet {
             policy,
             policy_name: config.policy.name(),
             members: Vec::new(),
-            last_resort: None,
             queued: 0,
         };
         let fleet = Self {
@@ -216,6 +219,7 @@ impl Fleet {
             return None;
         }
         let config = self.config();
+        let attempt = tried.len() + 1;
         let placed = timeout(seconds(config.timeouts.queue_s), async {
             let mut queued = None;
             loop {
@@ -223,15 +227,19 @@ impl Fleet {
                 let freed = self.freed_for_retries.notified();
                 {
                     let mut core = self.core();
-                    if let Some(flight) =
-                        self.route(&mut core, arrived, facts, tried, tried.len() + 1)
+                    if let routed @ Some(_) = self.route(&mut core, arrived, facts, tried, attempt)
                     {
-                        return Some(flight);
+                        return routed;
                     }
                     let is_new = |member: &Member| !tried.contains(&member.instance.id);
-                    let has_new = core.members().any(|it| core.is_in_use(it) && is_new(it));
-                    let is_full = queued.is_none() && core.queued >= config.limits.queue;
-                    if !has_new || is_full {
+                    if !core.members().any(|it| it.is_in_use() && is_new(it)) {
+                        // One that only serves its back-off is better than an error.
+                        core.open_all_that_may_do(&config);
+                        let flight = self.route(&mut core, arrived, facts, tried, attempt);
+                        core.refresh_all(&config);
+                        return flight;
+                    }
+                    if queued.is_none() && core.queued >= config.limits.queue {
                         return None;
                     }
                     queued.get_or_insert_with(|| {
@@ -322,7 +330,7 @@ impl Fleet {
     /// Those that are in use.
     pub(crate) fn instances_in_use(&self) -> Vec<Arc<Instance>> {
         let core = self.core();
-        let in_use = core.members().filter(|member| core.is_in_use(member));
+        let in_use = core.members().filter(|member| member.is_in_use());
         in_use.map(|member| Arc::clone(&member.instance)).collect()
     }
 
@@ -341,15 +349,11 @@ impl Fleet {
     pub(crate) fn on_probe(&self, instance: &Instance, is_ok: bool) {
         let now = self.now();
         self.change_health(instance, |health, config| health.on_probe(now, is_ok, &config.health));
-        if is_ok {
-            return;
-        }
-        // Requests may still wait there: it was the last resort, say, or its answers failed before it froze.
         let config = self.config();
         let core = self.core();
-        let is_left = |member: &Member| {
-            member.health.is_unreachable(&config.health) && !core.is_in_use(member)
-        };
+        // Requests may still wait there: it was the last resort, say, or its answers failed before it froze.
+        let is_left =
+            |member: &Member| member.health.is_unreachable(&config.health) && !member.is_in_use();
         if core.member(instance.id).is_some_and(is_left) {
             instance.given_up.notify_waiters();
         }
@@ -429,11 +433,16 @@ impl Fleet {
         let mut core = self.core();
         let Some(member) = core.member_mut(instance.id) else { return };
         if !change(&mut member.health, &config) {
+            if !core.is_any_up() {
+                // It may look well now, or not any more.
+                core.refresh_all(&config);
+                self.place_freed();
+            }
             return;
         }
         let cause = member.health.cause();
         core.refresh_all(&config);
-        let is_in_use = core.member(instance.id).is_some_and(|member| core.is_in_use(member));
+        let is_in_use = core.member(instance.id).is_some_and(Member::is_in_use);
         drop(core);
         let name = &instance.name;
         match cause {
@@ -564,7 +573,7 @@ impl Fleet {
         for member in core.members() {
             let Some(candidate) = core.candidate(member.instance.id) else { continue };
             let age = candidate.load.map(|load| now.since(load.as_of));
-            let is_in_use = core.is_in_use(member);
+            let is_in_use = member.is_in_use();
             self.metrics.instance(&member.instance.name, candidate.in_flight, is_in_use, age);
         }
         self.metrics.queued.set(i64::try_from(core.queued).unwrap_or(i64::MAX));
@@ -602,11 +611,6 @@ impl Core {
 
     fn name(&self, id: InstanceId) -> String {
         self.member(id).map_or_else(|| format!("removed-{id}"), |m| m.instance.name.clone())
-    }
-
-    fn is_in_use(&self, member: &Member) -> bool {
-        !member.is_draining
-            && (member.health.is_up() || self.last_resort == Some(member.instance.id))
     }
 
     fn set_policy(&mut self, name: &'static str, mut rule: Box<dyn Policy>, metrics: &Metrics) {
@@ -658,6 +662,7 @@ impl Core {
             instance: Arc::new(Instance { id, name, target, header, given_up, activity }),
             metrics,
             health: Health::default(),
+            is_last_resort: false,
             is_draining: false,
             prefill_rate: None,
             last_page: None,
@@ -671,16 +676,40 @@ impl Core {
         let (Some(member), Some(candidate)) = (self.member(id), self.candidate(id)) else { return };
         let caps = [config.limits.instance_in_flight, member.health.allowance()];
         let has_room = caps.into_iter().flatten().all(|cap| candidate.in_flight < cap);
-        let is_eligible = has_room && self.is_in_use(member);
+        let is_eligible = has_room && member.is_in_use();
         self.router.set_eligible(id, is_eligible);
     }
 
-    /// Brings all in line. If none is up, the one that was up last stays in use.
+    /// Lets requests go to ejected instances too, unless they hang or fail their probes, until the next `refresh_all`.
+    fn open_all_that_may_do(&mut self, config: &GatewayConfig) {
+        for member in self.members.iter().flatten() {
+            let is_hopeless = member.health.cause() == Some(EjectionCause::Silence)
+                || member.health.is_unreachable(&config.health);
+            if !member.is_draining && !is_hopeless {
+                self.router.set_eligible(member.instance.id, true);
+            }
+        }
+    }
+
+    fn is_any_up(&self) -> bool {
+        self.members().any(|member| !member.is_draining && member.health.is_up())
+    }
+
+    /// Brings all in line. If none is up, those that look well stay in use, or else the one that was up last.
     fn refresh_all(&mut self, config: &GatewayConfig) {
+        let is_any_up = self.is_any_up();
         let usable = || self.members().filter(|member| !member.is_draining);
         let latest = usable().max_by_key(|m| (m.health.ejected_at, m.instance.id));
-        let is_any_up = usable().any(|member| member.health.is_up());
-        self.last_resort = latest.filter(|_| !is_any_up).map(|member| member.instance.id);
+        let latest = latest.map(|member| member.instance.id);
+        let does_any_look_well = usable().any(|member| member.health.looks_well);
+        for member in self.members.iter_mut().flatten() {
+            let is_best = if does_any_look_well {
+                member.health.looks_well
+            } else {
+                latest == Some(member.instance.id)
+            };
+            member.is_last_resort = !is_any_up && is_best;
+        }
         let ids: Vec<InstanceId> = self.members().map(|member| member.instance.id).collect();
         for id in ids {
             self.refresh(id, config);

@@ -50,6 +50,8 @@ pub(crate) struct Health {
     allowance: Option<u32>,
     /// Whether it has ever answered.
     pub(crate) has_answered: bool,
+    /// Whether the latest heard of it, from a probe or a request, was good.
+    pub(crate) looks_well: bool,
 }
 
 impl Health {
@@ -73,6 +75,7 @@ impl Health {
 
     /// A probe's outcome. True if it changed whether the instance is up.
     pub(crate) fn on_probe(&mut self, now: Timestamp, is_ok: bool, config: &HealthConfig) -> bool {
+        self.looks_well = is_ok;
         if !is_ok {
             self.probe_failures += 1;
             return self.is_unreachable(config) && self.eject(now, EjectionCause::Probe, config);
@@ -95,6 +98,7 @@ impl Health {
     pub(crate) fn on_success(&mut self, config: &HealthConfig) -> bool {
         self.request_failures = 0;
         self.has_answered = true;
+        self.looks_well = true;
         let Some(allowance) = self.allowance else { return false };
         self.allowance = (allowance < config.recovery_requests).then_some(allowance + 1);
         true
@@ -103,6 +107,7 @@ impl Health {
     /// A request failed by the instance's fault. True if that ejects it.
     pub(crate) fn on_failure(&mut self, now: Timestamp, config: &HealthConfig) -> bool {
         self.request_failures += 1;
+        self.looks_well = false;
         // While it returns, a single failure is enough.
         let max = if self.allowance.is_some() { 1 } else { config.request_failures_max };
         self.request_failures >= max && self.eject(now, EjectionCause::Requests, config)

@@ -161,6 +161,41 @@ async fn a_retry_waits_for_a_place_like_any_request() {
 }
 
 #[tokio::test]
+async fn an_ejected_instance_that_is_well_again_is_better_than_an_error() {
+    let toys = [Toy::start(Act::Status(503)).await, Toy::start(QUICK).await];
+    let gateway = start(&[&toys[0], &toys[1]], |config| {
+        config.policy = PolicyConfig::RoundRobin {};
+        config.health.backoff_min_s = 60.0;
+    })
+    .await;
+    let addr = gateway.addr();
+    for _ in 0..6 {
+        assert_eq!(chat(addr, CHAT).await.status, 200);
+    }
+    assert_eq!(toys[0].received(), 3, "ejected");
+    // Now the other one fails: at first it alone is up, then none is.
+    toys[0].set(QUICK);
+    toys[1].set(Act::Close);
+    for _ in 0..12 {
+        assert_eq!(chat(addr, CHAT).await.status, 200);
+    }
+    let before = toys[1].received();
+    toys[1].stop_listening();
+    *toys[1].state.is_healthy.lock().unwrap() = false;
+    eventually("only one answers probes", async || {
+        let page = get(gateway.admin_addr(), "/metrics").await;
+        let up = format!("kvroute_instance_up{{instance=\"{}\"}} 0", toys[1].name());
+        page.text().contains(&up)
+    })
+    .await;
+    for _ in 0..5 {
+        assert_eq!(chat(addr, CHAT).await.status, 200);
+    }
+    assert_eq!(toys[1].received(), before, "the one that answers is in use");
+    gateway.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_stream_that_dies_ends_with_an_error_event() {
     let toys = [Toy::start(Act::Cut(3)).await, Toy::start(Act::Cut(3)).await];
     let gateway = start(&[&toys[0], &toys[1]], |_| {}).await;
