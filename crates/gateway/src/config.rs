@@ -152,7 +152,7 @@ pub struct LoadConfig {
 
 impl Default for LoadConfig {
     fn default() -> Self {
-        Self { refresh_s: Some(1.0), delay_s: 0.0, loss: 0.0, expiry_s: Some(10.0) }
+        Self { refresh_s: Some(0.5), delay_s: 0.0, loss: 0.0, expiry_s: Some(10.0) }
     }
 }
 
@@ -168,7 +168,7 @@ pub struct HealthConfig {
     pub probe_failures_max: u32,
     /// Requests in a row that must fail (connection, 5xx, time-out, cut; never a client's 4xx) before it is ejected.
     pub request_failures_max: u32,
-    /// Seconds of the first ejection; each further one doubles it.
+    /// Seconds of the first ejection; each further one doubles it, until the instance has been well for as long.
     pub backoff_min_s: f64,
     /// Seconds of the longest ejection.
     pub backoff_max_s: f64,
@@ -176,7 +176,9 @@ pub struct HealthConfig {
     /// allows one more.
     pub recovery_requests: u32,
     /// Seconds without a byte from any request, beyond the time its waiting prefill work explains, after which an
-    /// instance with requests counts as hung; `None` to never judge by silence.
+    /// instance with requests counts as hung; `None` to never judge by silence. Default 1.5: with a reading of
+    /// `/metrics` that may tell of work done before the hang, up to `load.refresh_s` later, and the checks between,
+    /// a hang is found within 3 s.
     pub silence_s: Option<f64>,
     /// Prefill tokens per second that an instance is credited with before its own rate has been seen.
     pub prefill_tokens_per_s_min: f64,
@@ -192,7 +194,7 @@ impl Default for HealthConfig {
             backoff_min_s: 1.0,
             backoff_max_s: 60.0,
             recovery_requests: 32,
-            silence_s: Some(2.0),
+            silence_s: Some(1.5),
             prefill_tokens_per_s_min: 1_000.0,
         }
     }

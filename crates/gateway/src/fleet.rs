@@ -8,7 +8,7 @@ mod policy_slot;
 
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::HeaderValue;
 use kvroute_policy::{Candidate, Event, Policy, PolicyConfig};
@@ -42,6 +42,8 @@ pub(crate) struct Fleet {
     changing: Mutex<()>,
     /// Rings when a waiting request may find an instance below its cap.
     freed: Notify,
+    /// The same for requests that wait for their second try.
+    freed_for_retries: Notify,
     requests: AtomicU32,
     retry_budget: AtomicI64,
     receipts: LatestReceipts,
@@ -55,8 +57,6 @@ struct Core {
     policy_name: &'static str,
     /// By instance id; ids are never used again.
     members: Vec<Option<Member>>,
-    /// The member that stays in use although no member is up.
-    last_resort: Option<InstanceId>,
     /// Requests waiting for an instance below its cap.
     queued: usize,
 }
@@ -65,11 +65,25 @@ struct Member {
     instance: Arc<Instance>,
     metrics: Arc<RouteMetrics>,
     health: Health,
+    /// Whether it stays in use although it is not up, since no member is.
+    is_last_resort: bool,
     is_draining: bool,
     /// Prefill tokens per second, as seen from first tokens.
     prefill_rate: Option<f64>,
     last_page: Option<Page>,
     missing: Vec<&'static str>,
+}
+
+impl Member {
+    fn is_in_use(&self) -> bool {
+        !self.is_draining && (self.health.is_up() || self.is_last_resort)
+    }
+
+    /// Seconds that this much prefill may take before it is strange: twice the usual, as prompts are estimates.
+    fn prefill_s_max(&self, tokens: u64, config: &GatewayConfig) -> f64 {
+        let rate = self.prefill_rate.unwrap_or(config.health.prefill_tokens_per_s_min);
+        2.0 * tokens as f64 / rate
+    }
 }
 
 /// An instance as the admin API tells of it.
@@ -113,7 +127,6 @@ impl Fleet {
             policy,
             policy_name: config.policy.name(),
             members: Vec::new(),
-            last_resort: None,
             queued: 0,
         };
         let fleet = Self {
@@ -121,6 +134,7 @@ impl Fleet {
             core: Mutex::new(core),
             changing: Mutex::new(()),
             freed: Notify::new(),
+            freed_for_retries: Notify::new(),
             requests: AtomicU32::new(0),
             retry_budget: AtomicI64::new(i64::from(config.retry.budget_max) * BUDGET_UNIT),
             receipts: LatestReceipts::new(config.receipts.kept),
@@ -189,8 +203,9 @@ impl Fleet {
         timeout(seconds(config.timeouts.queue_s), wait).await.map_err(|_| Failure::QueueTimeout)
     }
 
-    /// Chooses another instance after those in `tried` failed; `None` if there is none, or the budget is spent.
-    pub(crate) fn admit_retry(
+    /// Chooses another instance after those in `tried` failed, waiting in the queue if all others are at their cap;
+    /// `None` if there is none, or the budget is spent.
+    pub(crate) async fn admit_retry(
         self: &Arc<Self>,
         arrived: Instant,
         facts: &RoutingFacts,
@@ -203,15 +218,53 @@ impl Fleet {
             self.metrics.retries_denied.inc();
             return None;
         }
-        let mut core = self.core();
-        let Some(flight) = self.route(&mut core, arrived, facts, tried, tried.len() + 1) else {
+        let config = self.config();
+        let attempt = tried.len() + 1;
+        let placed = timeout(seconds(config.timeouts.queue_s), async {
+            let mut queued = None;
+            loop {
+                // Made before looking, so that no place is missed that comes free in between.
+                let freed = self.freed_for_retries.notified();
+                {
+                    let mut core = self.core();
+                    if let routed @ Some(_) = self.route(&mut core, arrived, facts, tried, attempt)
+                    {
+                        return routed;
+                    }
+                    let is_new = |member: &Member| !tried.contains(&member.instance.id);
+                    if !core.members().any(|it| it.is_in_use() && is_new(it)) {
+                        // One that only serves its back-off is better than an error.
+                        core.open_all_that_may_do(&config);
+                        let flight = self.route(&mut core, arrived, facts, tried, attempt);
+                        core.refresh_all(&config);
+                        return flight;
+                    }
+                    if queued.is_none() && core.queued >= config.limits.queue {
+                        return None;
+                    }
+                    queued.get_or_insert_with(|| {
+                        core.queued += 1;
+                        Queued(self)
+                    });
+                }
+                freed.await;
+            }
+        });
+        let Ok(Some(flight)) = placed.await else {
             self.retry_budget.fetch_add(BUDGET_UNIT, Ordering::Relaxed);
             return None;
         };
-        if let Some(failed) = tried.last().and_then(|&id| core.member(id)) {
-            self.metrics.retried(&failed.instance.name);
+        if let Some(&failed) = tried.last() {
+            self.metrics.retried(&self.core().name(failed));
         }
         Some(flight)
+    }
+
+    /// A place may have come free: one waiting request looks, and all that wait for their second try, as it may be at
+    /// an instance that some of them have tried.
+    fn place_freed(&self) {
+        self.freed.notify_one();
+        self.freed_for_retries.notify_waiters();
     }
 
     fn route(
@@ -233,7 +286,7 @@ impl Fleet {
         let candidate = core.candidate(routed.instance).expect("it was a candidate");
         let work_tokens = candidate.in_flight_uncached_tokens;
         if candidate.in_flight == 1 {
-            instance.activity.heard(now);
+            instance.activity.has_work_again(now);
         }
         core.refresh(routed.instance, &self.config());
         if core.queued > 0 {
@@ -277,7 +330,7 @@ impl Fleet {
     /// Those that are in use.
     pub(crate) fn instances_in_use(&self) -> Vec<Arc<Instance>> {
         let core = self.core();
-        let in_use = core.members().filter(|member| core.is_in_use(member));
+        let in_use = core.members().filter(|member| member.is_in_use());
         in_use.map(|member| Arc::clone(&member.instance)).collect()
     }
 
@@ -296,6 +349,14 @@ impl Fleet {
     pub(crate) fn on_probe(&self, instance: &Instance, is_ok: bool) {
         let now = self.now();
         self.change_health(instance, |health, config| health.on_probe(now, is_ok, &config.health));
+        let config = self.config();
+        let core = self.core();
+        // Requests may still wait there: it was the last resort, say, or its answers failed before it froze.
+        let is_left =
+            |member: &Member| member.health.is_unreachable(&config.health) && !member.is_in_use();
+        if core.member(instance.id).is_some_and(is_left) {
+            instance.given_up.notify_waiters();
+        }
     }
 
     /// What a reading of `/metrics` that was asked for at `asked` said; `None` if it failed.
@@ -349,9 +410,7 @@ impl Fleet {
                 if !may_judge(&instance.activity, candidate, page) {
                     continue;
                 }
-                let rate = member.prefill_rate.unwrap_or(config.health.prefill_tokens_per_s_min);
-                // Twice the time at the usual rate: prompts are estimates.
-                silence_s + 2.0 * candidate.in_flight_uncached_tokens as f64 / rate
+                silence_s + member.prefill_s_max(candidate.in_flight_uncached_tokens, &config)
             };
             let silent = now.since(instance.activity.last_sign());
             if silent > seconds(allowed_s) {
@@ -374,15 +433,23 @@ impl Fleet {
         let mut core = self.core();
         let Some(member) = core.member_mut(instance.id) else { return };
         if !change(&mut member.health, &config) {
+            if !core.is_any_up() {
+                // It may look well now, or not any more.
+                core.refresh_all(&config);
+                self.place_freed();
+            }
             return;
         }
         let cause = member.health.cause();
         core.refresh_all(&config);
-        let is_in_use = core.member(instance.id).is_some_and(|member| core.is_in_use(member));
+        let is_in_use = core.member(instance.id).is_some_and(Member::is_in_use);
         drop(core);
         let name = &instance.name;
         match cause {
-            None => tracing::info!(instance = name, "instance is back in use"),
+            None => {
+                instance.activity.rests(Duration::ZERO);
+                tracing::info!(instance = name, "instance is back in use");
+            }
             Some(cause) if is_in_use => {
                 let cause = cause.name();
                 tracing::warn!(instance = name, cause, "instance fails, but it is the last one");
@@ -395,7 +462,7 @@ impl Fleet {
                 }
             }
         }
-        self.freed.notify_one();
+        self.place_freed();
     }
 
     /// Changes the configuration and everything that follows from it, between two decisions: no request is dropped.
@@ -419,7 +486,7 @@ impl Fleet {
         core.set_instances(&config, &self.metrics)?;
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
         drop(core);
-        self.freed.notify_one();
+        self.place_freed();
         Ok(())
     }
 
@@ -459,7 +526,7 @@ impl Fleet {
         member.is_draining = is_draining;
         core.refresh_all(&self.config());
         drop(core);
-        self.freed.notify_one();
+        self.place_freed();
         Ok(())
     }
 
@@ -506,7 +573,7 @@ impl Fleet {
         for member in core.members() {
             let Some(candidate) = core.candidate(member.instance.id) else { continue };
             let age = candidate.load.map(|load| now.since(load.as_of));
-            let is_in_use = core.is_in_use(member);
+            let is_in_use = member.is_in_use();
             self.metrics.instance(&member.instance.name, candidate.in_flight, is_in_use, age);
         }
         self.metrics.queued.set(i64::try_from(core.queued).unwrap_or(i64::MAX));
@@ -544,11 +611,6 @@ impl Core {
 
     fn name(&self, id: InstanceId) -> String {
         self.member(id).map_or_else(|| format!("removed-{id}"), |m| m.instance.name.clone())
-    }
-
-    fn is_in_use(&self, member: &Member) -> bool {
-        !member.is_draining
-            && (member.health.is_up() || self.last_resort == Some(member.instance.id))
     }
 
     fn set_policy(&mut self, name: &'static str, mut rule: Box<dyn Policy>, metrics: &Metrics) {
@@ -600,6 +662,7 @@ impl Core {
             instance: Arc::new(Instance { id, name, target, header, given_up, activity }),
             metrics,
             health: Health::default(),
+            is_last_resort: false,
             is_draining: false,
             prefill_rate: None,
             last_page: None,
@@ -613,16 +676,40 @@ impl Core {
         let (Some(member), Some(candidate)) = (self.member(id), self.candidate(id)) else { return };
         let caps = [config.limits.instance_in_flight, member.health.allowance()];
         let has_room = caps.into_iter().flatten().all(|cap| candidate.in_flight < cap);
-        let is_eligible = has_room && self.is_in_use(member);
+        let is_eligible = has_room && member.is_in_use();
         self.router.set_eligible(id, is_eligible);
     }
 
-    /// Brings all in line. If none is up, the one that was up last stays in use.
+    /// Lets requests go to ejected instances too, unless they hang or fail their probes, until the next `refresh_all`.
+    fn open_all_that_may_do(&mut self, config: &GatewayConfig) {
+        for member in self.members.iter().flatten() {
+            let is_hopeless = member.health.cause() == Some(EjectionCause::Silence)
+                || member.health.is_unreachable(&config.health);
+            if !member.is_draining && !is_hopeless {
+                self.router.set_eligible(member.instance.id, true);
+            }
+        }
+    }
+
+    fn is_any_up(&self) -> bool {
+        self.members().any(|member| !member.is_draining && member.health.is_up())
+    }
+
+    /// Brings all in line. If none is up, those that look well stay in use, or else the one that was up last.
     fn refresh_all(&mut self, config: &GatewayConfig) {
+        let is_any_up = self.is_any_up();
         let usable = || self.members().filter(|member| !member.is_draining);
         let latest = usable().max_by_key(|m| (m.health.ejected_at, m.instance.id));
-        let is_any_up = usable().any(|member| member.health.is_up());
-        self.last_resort = latest.filter(|_| !is_any_up).map(|member| member.instance.id);
+        let latest = latest.map(|member| member.instance.id);
+        let does_any_look_well = usable().any(|member| member.health.looks_well);
+        for member in self.members.iter_mut().flatten() {
+            let is_best = if does_any_look_well {
+                member.health.looks_well
+            } else {
+                latest == Some(member.instance.id)
+            };
+            member.is_last_resort = !is_any_up && is_best;
+        }
         let ids: Vec<InstanceId> = self.members().map(|member| member.instance.id).collect();
         for id in ids {
             self.refresh(id, config);

@@ -2,6 +2,8 @@
 //!
 //! Pure: probes, outcomes and time come in. That the last instance stays in use whatever it does is the fleet's rule.
 
+use std::time::Duration;
+
 use kvroute_types::Timestamp;
 use serde::Serialize;
 
@@ -36,14 +38,20 @@ pub(crate) struct Health {
     ejected: Option<(EjectionCause, Timestamp)>,
     /// When it was ejected last.
     pub(crate) ejected_at: Timestamp,
-    /// Ejections since it last recovered fully; sets the length of the next.
+    /// Ejections without a time of good health between them; sets the length of the next.
     ejections: u32,
+    /// Length of the latest.
+    backoff: Duration,
+    /// When it returned from it.
+    returned_at: Timestamp,
     probe_failures: u32,
     request_failures: u32,
     /// Requests it may have at once while it returns; `None` for any number.
     allowance: Option<u32>,
     /// Whether it has ever answered.
     pub(crate) has_answered: bool,
+    /// Whether the latest heard of it, from a probe or a request, was good.
+    pub(crate) looks_well: bool,
 }
 
 impl Health {
@@ -55,6 +63,11 @@ impl Health {
         self.ejected.map(|(cause, _)| cause)
     }
 
+    /// Whether its latest probes failed.
+    pub(crate) fn is_unreachable(&self, config: &HealthConfig) -> bool {
+        self.probe_failures >= config.probe_failures_max
+    }
+
     /// Requests it may have at once; `None` for any number.
     pub(crate) fn allowance(&self) -> Option<u32> {
         self.allowance
@@ -62,10 +75,10 @@ impl Health {
 
     /// A probe's outcome. True if it changed whether the instance is up.
     pub(crate) fn on_probe(&mut self, now: Timestamp, is_ok: bool, config: &HealthConfig) -> bool {
+        self.looks_well = is_ok;
         if !is_ok {
             self.probe_failures += 1;
-            return self.probe_failures >= config.probe_failures_max
-                && self.eject(now, EjectionCause::Probe, config);
+            return self.is_unreachable(config) && self.eject(now, EjectionCause::Probe, config);
         }
         self.probe_failures = 0;
         self.has_answered = true;
@@ -74,6 +87,7 @@ impl Health {
                 self.ejected = None;
                 self.request_failures = 0;
                 self.allowance = Some(1);
+                self.returned_at = now;
                 true
             }
             _ => false,
@@ -84,17 +98,16 @@ impl Health {
     pub(crate) fn on_success(&mut self, config: &HealthConfig) -> bool {
         self.request_failures = 0;
         self.has_answered = true;
+        self.looks_well = true;
         let Some(allowance) = self.allowance else { return false };
         self.allowance = (allowance < config.recovery_requests).then_some(allowance + 1);
-        if self.allowance.is_none() {
-            self.ejections = 0;
-        }
         true
     }
 
     /// A request failed by the instance's fault. True if that ejects it.
     pub(crate) fn on_failure(&mut self, now: Timestamp, config: &HealthConfig) -> bool {
         self.request_failures += 1;
+        self.looks_well = false;
         // While it returns, a single failure is enough.
         let max = if self.allowance.is_some() { 1 } else { config.request_failures_max };
         self.request_failures >= max && self.eject(now, EjectionCause::Requests, config)
@@ -110,8 +123,13 @@ impl Health {
         if self.ejected.is_some() {
             return false;
         }
+        // A fast engine can serve many requests between two failures: only time tells whether it is well.
+        if self.allowance.is_none() && now.since(self.returned_at) > self.backoff {
+            self.ejections = 0;
+        }
         let doubled = config.backoff_min_s * f64::from(1_u32 << self.ejections.min(20));
-        self.ejected = Some((cause, now + seconds(doubled.min(config.backoff_max_s))));
+        self.backoff = seconds(doubled.min(config.backoff_max_s));
+        self.ejected = Some((cause, now + self.backoff));
         self.ejected_at = now;
         self.ejections += 1;
         self.allowance = None;
@@ -155,7 +173,22 @@ mod tests {
             })
             .collect();
         assert_eq!(allowances, [Some(2), Some(3), None]);
-        assert_eq!(health.ejections, 0);
+    }
+
+    #[test]
+    fn back_off_is_forgotten_after_as_long_in_good_health() {
+        let config = HealthConfig { recovery_requests: 1, ..HealthConfig::default() };
+        let mut health = Health::default();
+        let mut eject = |at_s: f64| {
+            health.eject(at(at_s), EjectionCause::Requests, &config);
+            let backoff = health.backoff;
+            health.on_probe(at(at_s) + backoff, true, &config);
+            health.on_success(&config);
+            assert_eq!(health.allowance(), None, "fully recovered");
+            backoff.as_secs()
+        };
+        assert_eq!([0.0, 1.5, 5.0].map(&mut eject), [1, 2, 4]);
+        assert_eq!(eject(14.0), 1, "it was well from 9 to 14 s");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What the gateway knows of one instance outside the router's table: its address, and signs of life.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use http::HeaderValue;
 use kvroute_types::{InstanceId, Timestamp};
@@ -53,12 +54,26 @@ pub(crate) struct Activity {
     pub(crate) whole: AtomicU32,
     /// Latest sign of life, ns: bytes of any answer, token counters that moved, or the end of an idle time.
     last_sign_ns: AtomicU64,
+    /// Silence before the idle time that is not over or was the last, ns.
+    silence_before_ns: AtomicU64,
 }
 
 impl Activity {
     /// Something was heard.
     pub(crate) fn heard(&self, now: Timestamp) {
         self.last_sign_ns.store(now.as_nanos(), Ordering::Relaxed);
+    }
+
+    /// An idle time begins after `silence`, which goes on after it: clients that leave soon must not hide a hang.
+    pub(crate) fn rests(&self, silence: Duration) {
+        let ns = u64::try_from(silence.as_nanos()).unwrap_or(u64::MAX);
+        self.silence_before_ns.store(ns, Ordering::Relaxed);
+    }
+
+    /// An idle time ends, which is no silence.
+    pub(crate) fn has_work_again(&self, now: Timestamp) {
+        let before = self.silence_before_ns.load(Ordering::Relaxed);
+        self.last_sign_ns.store(now.as_nanos().saturating_sub(before), Ordering::Relaxed);
     }
 
     pub(crate) fn last_sign(&self) -> Timestamp {

@@ -45,6 +45,9 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 /// What a client announces is not believed beyond this.
 const FIRST_ALLOCATION_BYTES_MAX: usize = 256 << 10;
 
+/// Most bytes of a refused body that are read so that the client hears the refusal; whoever sends more does not.
+const DISCARDED_BYTES_MAX: u64 = 64 << 20;
+
 /// Most bytes of an instance's list of models.
 const MODELS_BYTES_MAX: usize = 4 << 20;
 
@@ -103,7 +106,7 @@ async fn relay(
     let arrived = Instant::now();
     let config = worker.fleet.config();
     let (Parts { method, uri, mut headers, .. }, body) = request.into_parts();
-    let body = read_body(body, &config).await?;
+    let body = read_body(body, &headers, &config).await?;
     let facts = if has_prompt {
         match RoutingFacts::parse(&headers, &body, &config.prompt, config.seed) {
             Ok(facts) => facts,
@@ -134,40 +137,54 @@ async fn relay(
         if result.as_ref().is_ok_and(|answer| !answer.head.status.is_server_error()) {
             return result.map(|answer| respond(worker, outbox, &config, answer, flight));
         }
+        // Not a 500: it may be the request's doing, and would then fail wherever it goes.
         let is_retryable =
             result.as_ref().map_or(true, |answer| matches!(answer.head.status.as_u16(), 502..=504));
         tried.push(flight.instance.id);
+        flight.failed();
+        // What it answered is kept in case nobody does better; a request without any answer ends here.
+        let answered = result.map(|answer| (answer, flight));
         if is_retryable
             && tried.len() <= config.retry.tries_max as usize
-            && let Some(next) = worker.fleet.admit_retry(arrived, &facts, &tried)
+            && let Some(next) = worker.fleet.admit_retry(arrived, &facts, &tried).await
         {
-            flight.failed();
             flight = next;
             continue;
         }
-        return match result {
-            // Its own words, as it said them; `respond` notes whose fault the status is.
-            Ok(answer) => Ok(respond(worker, outbox, &config, answer, flight)),
-            Err(failure) => {
-                flight.failed();
-                Err(failure)
-            }
-        };
+        return answered.map(|(answer, flight)| respond(worker, outbox, &config, answer, flight));
     }
 }
 
 /// Reads the whole body, once.
-async fn read_body(body: Incoming, config: &GatewayConfig) -> Result<Bytes, Failure> {
+async fn read_body(
+    mut body: Incoming,
+    headers: &HeaderMap,
+    config: &GatewayConfig,
+) -> Result<Bytes, Failure> {
     if body.is_end_stream() {
         return Ok(Bytes::new());
     }
-    let reading = collect(body, config.limits.body_bytes);
     let limit = seconds(config.timeouts.request_body_s);
-    timeout(limit, reading).await.unwrap_or(Err(Failure::BodyTimeout))
+    let reading = collect(&mut body, config.limits.body_bytes);
+    let read = timeout(limit, reading).await.unwrap_or(Err(Failure::BodyTimeout));
+    if matches!(read, Err(Failure::BodyTooLarge { .. })) && !headers.contains_key(header::EXPECT) {
+        let _ = timeout(limit, discard(&mut body)).await;
+    }
+    read
+}
+
+/// Reads and forgets the rest of a body that is refused. Most clients write everything before they listen: a
+/// connection that closes on them costs them the answer. (Those that announce `Expect` listen first.)
+async fn discard(body: &mut Incoming) {
+    let mut left = DISCARDED_BYTES_MAX;
+    while left > 0 && body.size_hint().lower() <= left {
+        let Some(Ok(frame)) = body.frame().await else { return };
+        left = left.saturating_sub(frame.data_ref().map_or(0, |bytes| bytes.len() as u64));
+    }
 }
 
 /// Copies each piece as it comes, so that the connection can read the next one into the same memory.
-async fn collect(mut body: Incoming, limit_bytes: usize) -> Result<Bytes, Failure> {
+async fn collect(body: &mut Incoming, limit_bytes: usize) -> Result<Bytes, Failure> {
     let too_large = || Failure::BodyTooLarge { limit_bytes };
     let announced = usize::try_from(body.size_hint().lower()).map_err(|_| too_large())?;
     if announced > limit_bytes {
@@ -258,7 +275,7 @@ fn respond(
     outbox: Rc<Outbox>,
     config: &GatewayConfig,
     answer: Answer,
-    mut flight: Flight,
+    flight: Flight,
 ) -> Response<AnswerBody> {
     let Answer { mut head, connection, first } = answer;
     let headers = &mut head.headers;
@@ -270,9 +287,6 @@ fn respond(
     headers.insert(REASON, HeaderValue::from_static(flight.reason.name()));
     if let Some(tokens) = flight.predicted_cached_tokens {
         headers.insert(PREDICTED, tokens.0.into());
-    }
-    if head.status.is_server_error() {
-        flight.failed();
     }
     let stall = seconds(config.timeouts.stall_s);
     let worker = Rc::clone(worker);

@@ -7,7 +7,11 @@
 )]
 
 mod bad_input;
+mod chaos;
+mod client;
+mod faults;
 mod inspect;
+mod process;
 mod serve;
 mod simulate;
 

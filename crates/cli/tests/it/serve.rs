@@ -1,49 +1,18 @@
 //! `serve` in front of `mock`, as processes; and what `serve` says of bad configuration.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
-use std::process::{Child, Command, Stdio};
+use std::io::{BufRead, BufReader};
 
 use crate::bad_input::{complaint, says};
+use crate::process::{Running, exchange};
 use crate::stdout;
 
-/// A process that is stopped when the test ends, however it ends.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Running {
-    fn start(args: &[&str]) -> Self {
-        let mut command = Command::new(assert_cmd::cargo::cargo_bin!("kvroute"));
-        command.args(args).env("KVROUTE_LOG", "off");
-        Self(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
-    }
-
-    /// Asks it to stop, as a service manager does, and returns its exit status.
-    fn terminate(mut self) -> Option<i32> {
-        let pid = self.0.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-        self.0.wait().unwrap().code()
-    }
-}
-
 fn post(addr: &str, path: &str, body: &str) -> String {
-    let mut stream = TcpStream::connect(addr).unwrap();
     let length = body.len();
-    write!(
-        stream,
+    let head = format!(
         "POST {path} HTTP/1.1\r\nhost: {addr}\r\ncontent-type: application/json\r\nconnection: close\r\n\
-         content-length: {length}\r\n\r\n{body}"
-    )
-    .unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer
+         content-length: {length}\r\n\r\n"
+    );
+    exchange(addr, (head + body).as_bytes())
 }
 
 #[test]

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kvroute_policy::Reason;
 use kvroute_router::{Routed, Ticket};
 use kvroute_types::TokenCount;
 
-use super::Fleet;
+use super::{Core, Fleet};
+use crate::config::{GatewayConfig, seconds};
 use crate::instance::Instance;
 use crate::metrics::{Outcome, RouteMetrics};
 
@@ -119,6 +120,17 @@ impl Flight {
         self.outcome = Outcome::Failed;
     }
 
+    /// Silence that a client heard who left: one who left before the prefill can have been done has heard none.
+    fn silence(&self, core: &Core, config: &GatewayConfig) -> Duration {
+        if self.outcome != Outcome::Abandoned {
+            return Duration::ZERO;
+        }
+        let prefill_s = core.member(self.instance.id);
+        let prefill_s = prefill_s.map_or(0.0, |it| it.prefill_s_max(self.work_tokens, config));
+        let silent = self.fleet.now().since(self.instance.activity.last_sign());
+        silent.saturating_sub(seconds(prefill_s))
+    }
+
     fn heard(&self, now: Instant) {
         self.instance.activity.heard(self.fleet.timestamp(now));
     }
@@ -149,6 +161,9 @@ impl Drop for Flight {
         if let Some(ticket) = self.ticket.take() {
             core.router.end(ticket);
         }
+        if core.candidate(self.instance.id).is_some_and(|it| it.in_flight == 0) {
+            self.instance.activity.rests(self.silence(&core, &config));
+        }
         if self.outcome == Outcome::Answered
             && let Some(member) = core.member_mut(self.instance.id)
         {
@@ -158,7 +173,7 @@ impl Drop for Flight {
         let is_awaited = core.queued > 0;
         drop(core);
         if is_awaited {
-            self.fleet.freed.notify_one();
+            self.fleet.place_freed();
         }
         if self.outcome == Outcome::Failed {
             let now = self.fleet.now();

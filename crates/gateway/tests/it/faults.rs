@@ -75,7 +75,7 @@ async fn bad_input_is_the_clients_fault_and_costs_no_call() {
 
 #[tokio::test]
 async fn a_failed_instance_is_hidden_from_clients() {
-    for act in [Act::Close, Act::Status(503), Act::Status(502)] {
+    for act in [Act::Close, Act::Status(504), Act::Status(503), Act::Status(502)] {
         let toys = [Toy::start(act.clone()).await, Toy::start(QUICK).await];
         let gateway = start(&[&toys[0], &toys[1]], |config| {
             config.policy = PolicyConfig::RoundRobin {};
@@ -89,6 +89,23 @@ async fn a_failed_instance_is_hidden_from_clients() {
         assert_eq!(toys[1].received(), 20);
         gateway.shutdown().await;
     }
+}
+
+#[tokio::test]
+async fn an_internal_error_is_not_tried_again_but_counts() {
+    let toys = [Toy::start(Act::Status(500)).await, Toy::start(QUICK).await];
+    let gateway = start(&[&toys[0], &toys[1]], |config| {
+        config.policy = PolicyConfig::RoundRobin {};
+        config.health.backoff_min_s = 60.0;
+    })
+    .await;
+    let mut statuses = Vec::new();
+    for _ in 0..20 {
+        statuses.push(chat(gateway.addr(), CHAT).await.status);
+    }
+    assert_eq!(statuses.iter().filter(|status| **status == 500).count(), 3, "{statuses:?}");
+    assert_eq!((toys[0].received(), toys[1].received()), (3, 17), "ejected then");
+    gateway.shutdown().await;
 }
 
 #[tokio::test]
@@ -152,13 +169,66 @@ async fn errors_of_clients_and_engines_pass_and_count_as_whose_they_are() {
         assert_eq!(chat(gateway.addr(), CHAT).await.status, 400);
     }
     assert_eq!((toys[0].received(), toys[1].received()), (10, 10), "a 4xx never ejects");
-    toys[0].set(Act::Status(500));
-    let mut statuses = Vec::new();
-    for _ in 0..20 {
-        statuses.push(chat(gateway.addr(), CHAT).await.status);
+    // What all instances say is said to the client.
+    toys[0].set(Act::Status(503));
+    toys[1].set(Act::Status(503));
+    let reply = chat(gateway.addr(), CHAT).await;
+    assert_eq!((reply.status, reply.text().contains("toy")), (503, true));
+    assert_eq!((toys[0].received(), toys[1].received()), (11, 11), "each was tried once");
+    gateway.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_retry_waits_for_a_place_like_any_request() {
+    let slow = Act::Stream(20, Duration::from_millis(20));
+    let toys = [Toy::start(Act::Silent).await, Toy::start(slow).await];
+    let gateway = start(&[&toys[0], &toys[1]], |config| {
+        config.policy = PolicyConfig::RoundRobin {};
+        config.limits.instance_in_flight = Some(1);
+        config.timeouts.first_byte_s = 0.1;
+    })
+    .await;
+    let addr = gateway.addr();
+    let requests = [tokio::spawn(chat(addr, STREAM)), tokio::spawn(chat(addr, STREAM))];
+    for reply in requests {
+        assert_eq!(reply.await.unwrap().text(), events(20));
     }
-    let failed = statuses.iter().filter(|&&status| status == 500).count();
-    assert!((3..10).contains(&failed), "a 500 is not retried, but ejects: {statuses:?}");
+    assert_eq!((toys[0].received(), toys[1].received()), (1, 2));
+    gateway.shutdown().await;
+}
+
+#[tokio::test]
+async fn an_ejected_instance_that_is_well_again_is_better_than_an_error() {
+    let toys = [Toy::start(Act::Status(503)).await, Toy::start(QUICK).await];
+    let gateway = start(&[&toys[0], &toys[1]], |config| {
+        config.policy = PolicyConfig::RoundRobin {};
+        config.health.backoff_min_s = 60.0;
+    })
+    .await;
+    let addr = gateway.addr();
+    for _ in 0..6 {
+        assert_eq!(chat(addr, CHAT).await.status, 200);
+    }
+    assert_eq!(toys[0].received(), 3, "ejected");
+    // Now the other one fails: at first it alone is up, then none is.
+    toys[0].set(QUICK);
+    toys[1].set(Act::Close);
+    for _ in 0..12 {
+        assert_eq!(chat(addr, CHAT).await.status, 200);
+    }
+    let before = toys[1].received();
+    toys[1].stop_listening();
+    *toys[1].state.is_healthy.lock().unwrap() = false;
+    eventually("only one answers probes", async || {
+        let page = get(gateway.admin_addr(), "/metrics").await;
+        let up = format!("kvroute_instance_up{{instance=\"{}\"}} 0", toys[1].name());
+        page.text().contains(&up)
+    })
+    .await;
+    for _ in 0..5 {
+        assert_eq!(chat(addr, CHAT).await.status, 200);
+    }
+    assert_eq!(toys[1].received(), before, "the one that answers is in use");
     gateway.shutdown().await;
 }
 
