@@ -4,14 +4,13 @@
 //! one decision or one piece of bookkeeping, which take microseconds, and never across a wait.
 
 mod flight;
-mod policy_slot;
 
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Instant;
 
 use http::HeaderValue;
-use kvroute_policy::{Candidate, Event, Policy, PolicyConfig};
+use kvroute_policy::{Candidate, Policy, PolicyConfig};
 use kvroute_router::{InvalidRouterConfig, Router};
 use kvroute_types::{InstanceId, RequestId, Timestamp};
 use serde::Serialize;
@@ -26,7 +25,6 @@ use crate::metrics::{Metrics, RouteMetrics};
 use crate::prompt::RoutingFacts;
 use crate::receipts::{DecisionLog, LatestReceipts, RawReceipt, Receipt};
 use crate::scrape::Page;
-use policy_slot::PolicySlot;
 
 pub(crate) use flight::Flight;
 
@@ -51,8 +49,6 @@ pub(crate) struct Fleet {
 
 struct Core {
     router: Router,
-    policy: Arc<Mutex<Box<dyn Policy>>>,
-    policy_name: &'static str,
     /// By instance id; ids are never used again.
     members: Vec<Option<Member>>,
     /// The member that stays in use although no member is up.
@@ -106,12 +102,8 @@ impl Fleet {
         log: Option<DecisionLog>,
     ) -> Result<Self, InvalidRouterConfig> {
         let policy = config.policy.build(config.seed).expect("the configuration was validated");
-        let policy = Arc::new(Mutex::new(policy));
-        let slot = Box::new(PolicySlot(Arc::clone(&policy)));
         let core = Core {
-            router: Router::new(config.router(), slot, config.seed)?,
-            policy,
-            policy_name: config.policy.name(),
+            router: Router::new(config.router(), policy, config.seed)?,
             members: Vec::new(),
             last_resort: None,
             queued: 0,
@@ -414,7 +406,7 @@ impl Fleet {
         let is_new_policy = config.policy != self.config().policy;
         let mut core = self.core();
         if is_new_policy {
-            core.set_policy(config.policy.name(), rule, &self.metrics);
+            core.set_policy(rule, &self.metrics);
         }
         core.set_instances(&config, &self.metrics)?;
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
@@ -551,10 +543,9 @@ impl Core {
             && (member.health.is_up() || self.last_resort == Some(member.instance.id))
     }
 
-    fn set_policy(&mut self, name: &'static str, mut rule: Box<dyn Policy>, metrics: &Metrics) {
-        rule.observe(Event::MembershipChanged { candidates: self.router.candidates() });
-        *self.policy.lock().unwrap_or_else(PoisonError::into_inner) = rule;
-        self.policy_name = name;
+    fn set_policy(&mut self, rule: Box<dyn Policy>, metrics: &Metrics) {
+        self.router.set_policy(rule);
+        let name = self.router.policy_name();
         for member in self.members.iter_mut().flatten() {
             member.metrics = metrics.route(&member.instance.name, name);
         }
@@ -593,7 +584,7 @@ impl Core {
         tracing::info!(instance = name, address = target.authority, "instance added");
         let id = InstanceId(u32::try_from(self.members.len()).expect("fewer than 2^32 instances"));
         let header = HeaderValue::from_str(&name).expect("the name was checked to be ASCII");
-        let metrics = metrics.route(&name, self.policy_name);
+        let metrics = metrics.route(&name, self.router.policy_name());
         let given_up = Notify::new();
         let activity = Activity::default();
         self.members.push(Some(Member {
