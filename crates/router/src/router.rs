@@ -123,6 +123,9 @@ impl Router {
     ///
     /// The cache directory stays too if it is kept under both policies. Otherwise it is dropped, or begins empty: what
     /// was routed while there was none is not known.
+    ///
+    /// # Panics
+    /// Never: [`Router::new`] has checked what a directory is built from.
     pub fn set_policy(&mut self, policy: Box<dyn Policy>) {
         self.policy = policy;
         self.needs = self.policy.needs();
@@ -131,7 +134,7 @@ impl Router {
             self.forget_matches();
         } else if self.directory.is_none() {
             let directory = new_directory(&self.config, self.seed);
-            self.directory = Some(directory.expect("Router::new has built one from this config"));
+            self.directory = Some(directory.expect("checked by Router::new"));
         }
         self.policy.observe(Event::MembershipChanged { candidates: &self.candidates });
     }
@@ -403,7 +406,7 @@ impl Router {
         candidate.last_chosen = self.decisions;
         self.unseen_changed(position);
         Routed {
-            ticket: Ticket { slot },
+            ticket: Ticket { slot, request: request.id },
             instance,
             reason,
             predicted_cached_tokens: self.directory.is_some().then_some(TokenCount(predicted)),
