@@ -4,14 +4,17 @@
 //! one decision or one piece of bookkeeping, which take microseconds, and never across a wait.
 
 mod flight;
+mod logged;
 
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Instant;
 
 use http::HeaderValue;
+use kvroute_decision_log::{Receipt, RequestFacts};
 use kvroute_policy::{Candidate, Policy, PolicyConfig};
-use kvroute_router::{InvalidRouterConfig, Router};
+use kvroute_router::InvalidRouterConfig;
 use kvroute_types::{InstanceId, RequestId, Timestamp};
 use serde::Serialize;
 use tokio::sync::Notify;
@@ -23,8 +26,9 @@ use crate::health::{EjectionCause, Health};
 use crate::instance::{Activity, Instance, Target};
 use crate::metrics::{Metrics, RouteMetrics};
 use crate::prompt::RoutingFacts;
-use crate::receipts::{DecisionLog, LatestReceipts, RawReceipt, Receipt};
+use crate::receipts::{DecisionLog, LatestReceipts, RawReceipt};
 use crate::scrape::Page;
+use logged::LoggedRouter;
 
 pub(crate) use flight::Flight;
 
@@ -43,12 +47,11 @@ pub(crate) struct Fleet {
     requests: AtomicU32,
     retry_budget: AtomicI64,
     receipts: LatestReceipts,
-    log: Option<DecisionLog>,
     pub(crate) metrics: Metrics,
 }
 
 struct Core {
-    router: Router,
+    router: LoggedRouter,
     /// By instance id; ids are never used again.
     members: Vec<Option<Member>>,
     /// The member that stays in use although no member is up.
@@ -102,22 +105,23 @@ impl Fleet {
         log: Option<DecisionLog>,
     ) -> Result<Self, InvalidRouterConfig> {
         let policy = config.policy.build(config.seed).expect("the configuration was validated");
+        let started = Instant::now();
+        let metrics = Metrics::new(log.as_ref().map(DecisionLog::lost_total).unwrap_or_default());
         let core = Core {
-            router: Router::new(config.router(), policy, config.seed)?,
+            router: LoggedRouter::new(&config, policy, log, started)?,
             members: Vec::new(),
             last_resort: None,
             queued: 0,
         };
         let fleet = Self {
-            started: Instant::now(),
+            started,
             core: Mutex::new(core),
             changing: Mutex::new(()),
             freed: Notify::new(),
             requests: AtomicU32::new(0),
             retry_budget: AtomicI64::new(i64::from(config.retry.budget_max) * BUDGET_UNIT),
             receipts: LatestReceipts::new(config.receipts.kept),
-            log,
-            metrics: Metrics::new(),
+            metrics,
             config: RwLock::new(Arc::new(config)),
         };
         let entered = fleet.core().set_instances(&fleet.config(), &fleet.metrics);
@@ -153,7 +157,7 @@ impl Fleet {
         {
             let mut core = self.core();
             if core.queued == 0
-                && let Some(flight) = self.route(&mut core, arrived, facts, &[], 1)
+                && let Some(flight) = self.route(&mut core, arrived, facts, &[])
             {
                 return Ok(flight);
             }
@@ -171,7 +175,7 @@ impl Fleet {
             loop {
                 self.freed.notified().await;
                 let mut core = self.core();
-                if let Some(flight) = self.route(&mut core, arrived, facts, &[], 1) {
+                if let Some(flight) = self.route(&mut core, arrived, facts, &[]) {
                     return flight;
                 }
             }
@@ -196,7 +200,7 @@ impl Fleet {
             return None;
         }
         let mut core = self.core();
-        let Some(flight) = self.route(&mut core, arrived, facts, tried, tried.len() + 1) else {
+        let Some(flight) = self.route(&mut core, arrived, facts, tried) else {
             self.retry_budget.fetch_add(BUDGET_UNIT, Ordering::Relaxed);
             return None;
         };
@@ -212,12 +216,12 @@ impl Fleet {
         arrived: Instant,
         facts: &RoutingFacts,
         tried: &[InstanceId],
-        attempt: usize,
     ) -> Option<Flight> {
         let sent = Instant::now();
         let now = self.timestamp(sent);
         let request = RequestId(self.requests.fetch_add(1, Ordering::Relaxed));
-        let mut routed = core.router.route_except(now, &facts.view(request), tried)?;
+        let attempt = u32::try_from(tried.len() + 1).unwrap_or(u32::MAX);
+        let mut routed = core.router.route_except(now, &facts.view(request), tried, attempt)?;
         let member = core.members[routed.instance.index()].as_ref().expect("it was a candidate");
         let (instance, metrics) = (Arc::clone(&member.instance), Arc::clone(&member.metrics));
         metrics.decided(routed.reason);
@@ -232,21 +236,15 @@ impl Fleet {
             self.freed.notify_one();
         }
         if let Some(route) = routed.receipt.take() {
-            let receipt = RawReceipt {
-                route,
-                predicted_cached_tokens: routed.predicted_cached_tokens.map(|tokens| tokens.0),
-                prompt_tokens: facts.prompt_tokens.0,
+            let facts = RequestFacts {
+                predicted_cached_tokens: routed.predicted_cached_tokens,
+                prompt_tokens: facts.prompt_tokens,
                 prompt_blocks: facts.prompt_blocks.len(),
                 session_key: facts.session_key,
                 prefix_key: facts.prefix_key,
                 attempt,
             };
-            if let Some(log) = &self.log
-                && !log.append(receipt.named(|id| core.name(id)))
-            {
-                self.metrics.log_lines_lost.inc();
-            }
-            self.receipts.push(receipt);
+            self.receipts.push(RawReceipt { route, facts });
         }
         Some(Flight::new(Arc::clone(self), instance, metrics, routed, (arrived, sent), work_tokens))
     }
@@ -292,8 +290,9 @@ impl Fleet {
 
     /// What a reading of `/metrics` that was asked for at `asked` said; `None` if it failed.
     pub(crate) fn on_page(&self, instance: &Instance, asked: Timestamp, page: Option<Page>) {
-        let now = self.now();
         let mut core = self.core();
+        // Under the lock: the router hears of things in the order of time.
+        let now = self.now();
         let core = &mut *core;
         let Some(member) = core.members[instance.id.index()].as_mut() else { return };
         let Some(page) = page else {
@@ -406,7 +405,7 @@ impl Fleet {
         let is_new_policy = config.policy != self.config().policy;
         let mut core = self.core();
         if is_new_policy {
-            core.set_policy(rule, &self.metrics);
+            core.set_policy(rule, config.policy, &self.metrics);
         }
         core.set_instances(&config, &self.metrics)?;
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
@@ -508,6 +507,12 @@ impl Fleet {
         self.metrics.write()
     }
 
+    /// Ends the decision log, and waits until all of it is written.
+    pub(crate) fn close_log(&self) {
+        let log = self.core().router.take_log();
+        drop(log);
+    }
+
     fn core(&self) -> MutexGuard<'_, Core> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -534,8 +539,11 @@ impl Core {
             .map(|at| &candidates[at])
     }
 
-    fn name(&self, id: InstanceId) -> String {
-        self.member(id).map_or_else(|| format!("removed-{id}"), |m| m.instance.name.clone())
+    fn name(&self, id: InstanceId) -> Cow<'_, str> {
+        match self.member(id) {
+            Some(member) => Cow::Borrowed(&member.instance.name),
+            None => Cow::Owned(format!("removed-{id}")),
+        }
     }
 
     fn is_in_use(&self, member: &Member) -> bool {
@@ -543,8 +551,8 @@ impl Core {
             && (member.health.is_up() || self.last_resort == Some(member.instance.id))
     }
 
-    fn set_policy(&mut self, rule: Box<dyn Policy>, metrics: &Metrics) {
-        self.router.set_policy(rule);
+    fn set_policy(&mut self, rule: Box<dyn Policy>, config: PolicyConfig, metrics: &Metrics) {
+        self.router.set_policy(rule, config);
         let name = self.router.policy_name();
         for member in self.members.iter_mut().flatten() {
             member.metrics = metrics.route(&member.instance.name, name);
@@ -587,6 +595,7 @@ impl Core {
         let metrics = metrics.route(&name, self.router.policy_name());
         let given_up = Notify::new();
         let activity = Activity::default();
+        self.router.add_instance(id, &name);
         self.members.push(Some(Member {
             instance: Arc::new(Instance { id, name, target, header, given_up, activity }),
             metrics,
@@ -596,7 +605,6 @@ impl Core {
             last_page: None,
             missing: Vec::new(),
         }));
-        self.router.add_instance(id);
     }
 
     /// Brings one instance's eligibility in line with its state.
@@ -604,8 +612,8 @@ impl Core {
         let (Some(member), Some(candidate)) = (self.member(id), self.candidate(id)) else { return };
         let caps = [config.limits.instance_in_flight, member.health.allowance()];
         let has_room = caps.into_iter().flatten().all(|cap| candidate.in_flight < cap);
-        let is_eligible = has_room && self.is_in_use(member);
-        self.router.set_eligible(id, is_eligible);
+        let (was, is) = (candidate.eligible, has_room && self.is_in_use(member));
+        self.router.set_eligible(id, was, is);
     }
 
     /// Brings all in line. If none is up, the one that was up last stays in use.

@@ -205,6 +205,10 @@ impl Gateway {
                 tracing::error!("the control thread panicked");
             }
         }
+        let fleet = Arc::clone(&self.fleet);
+        if tokio::task::spawn_blocking(move || fleet.close_log()).await.is_err() {
+            tracing::error!("the decision log may be cut off");
+        }
         tracing::info!("gateway stopped");
     }
 }

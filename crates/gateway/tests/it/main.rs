@@ -6,6 +6,7 @@ mod client;
 mod faults;
 mod operations;
 mod proxying;
+mod replay;
 mod toy;
 
 use std::time::Duration;
