@@ -36,7 +36,8 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "ADDR")]
     admin_listen: Option<SocketAddr>,
 
-    /// Append every decision with its scores and signal ages to this file, one JSON object a line.
+    /// Append every decision, with its scores, signal ages and everything else it was made from, to this file, one JSON
+    /// object a line. `kvroute replay` reads it.
     #[arg(long, value_name = "FILE")]
     decision_log: Option<PathBuf>,
 

@@ -52,9 +52,14 @@ fn a_conversation_goes_back_to_the_instance_that_knows_it() {
         Running::start(&["mock", "--instances", "2", "--port", "0", "--time-scale", "50"]);
     let urls: Vec<String> =
         BufReader::new(mock.0.stdout.take().unwrap()).lines().take(2).map(Result::unwrap).collect();
+    let out = tempfile::tempdir().unwrap();
+    let log = out.path().join("decisions.jsonl");
+    let log = log.to_str().unwrap();
+    let logged = ["--decision-log", log];
     let any_port = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
-    let mut serve =
-        Running::start(&[&["serve", "--instance", &urls[0], &urls[1]], &any_port[..]].concat());
+    let mut serve = Running::start(
+        &[&["serve", "--instance", &urls[0], &urls[1]], &any_port[..], &logged].concat(),
+    );
     let mut line = String::new();
     BufReader::new(serve.0.stderr.take().unwrap()).read_line(&mut line).unwrap();
     let addr = line.split("http://").nth(1).unwrap().split(',').next().unwrap().to_owned();
@@ -79,7 +84,6 @@ fn a_conversation_goes_back_to_the_instance_that_knows_it() {
     assert_ne!(header(&again, "x-kvroute-predicted-cached-tokens"), "0");
     assert!(!again.contains("\"cached_tokens\":0"), "the engine hit its cache: {again}");
 
-    let out = tempfile::tempdir().unwrap();
     let target = format!("http://{addr}");
     let load =
         ["load", "--target", &target, "--workload", "rag", "--requests", "20", "--rate", "100"];
@@ -103,6 +107,37 @@ fn a_conversation_goes_back_to_the_instance_that_knows_it() {
     assert!(out.path().join("results.json").exists());
 
     assert_eq!(serve.terminate(), Some(0));
+    let replay = crate::json(&["replay", log, "--policy", "all", "--format", "json"]);
+    assert_eq!(
+        (&replay["log"]["decisions"], &replay["log"]["reproduced"]),
+        (&22.into(), &22.into())
+    );
+    assert_eq!(replay["policies"][5]["policy"], "load-cache");
+    assert_eq!(replay["policies"][5]["differing"], 0, "the policy of the log itself");
+    assert!(replay["policies"][0]["differing"].as_u64() > Some(0));
+    assert!(replay["recorded"]["predicted_cached_tokens"].as_u64() > Some(0));
+    let table = stdout(&["replay", log, "--policy", "jsq"]);
+    assert!(table.contains("recorded") && table.contains("jsq"), "{table}");
+
+    // A log that was tampered with, one that is cut, and what is no log.
+    let text = std::fs::read_to_string(log).unwrap();
+    let reason = text.split("\"reason\":\"").nth(1).unwrap().split('"').next().unwrap();
+    std::fs::write(
+        log,
+        text.replacen(&format!("\"reason\":\"{reason}"), "\"reason\":\"rotation", 1),
+    )
+    .unwrap();
+    let output = crate::kvroute(&["replay", log]);
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    says(&errors, &["21 of 22 decisions reproduced", "recorded instance", "rotation"]);
+    std::fs::write(log, &text[..text.len() - 3]).unwrap();
+    let output = crate::kvroute(&["replay", log]);
+    assert!(output.status.success());
+    says(&String::from_utf8(output.stderr).unwrap(), &["is cut off", "22 of 22"]);
+    std::fs::write(log, "{}\n").unwrap();
+    says(&complaint(&["replay", log]), &["line 1", "--decision-log"]);
+
     assert_eq!(mock.terminate(), Some(0));
 }
 
