@@ -106,6 +106,11 @@ fn config(args: &ServeArgs) -> Result<GatewayConfig, Failure> {
     if let Some(admin_listen) = args.admin_listen {
         config.admin_listen = admin_listen;
     }
+    if config.tracing.otlp_endpoint.is_none() {
+        // What OpenTelemetry's own settings say; the configuration file goes first.
+        let endpoint = std::env::var("OTEL_EXPORTER_OTLP_ENDPOINT").ok();
+        config.tracing.otlp_endpoint = endpoint.filter(|endpoint| !endpoint.is_empty());
+    }
     if let Some(log) = &args.decision_log {
         config.receipts.log = Some(log.clone());
     }

@@ -28,6 +28,7 @@ use crate::metrics::{Metrics, RouteMetrics};
 use crate::prompt::RoutingFacts;
 use crate::receipts::{DecisionLog, LatestReceipts, RawReceipt};
 use crate::scrape::Page;
+use crate::trace::Tracer;
 use logged::LoggedRouter;
 
 pub(crate) use flight::Flight;
@@ -47,6 +48,8 @@ pub(crate) struct Fleet {
     requests: AtomicU32,
     retry_budget: AtomicI64,
     receipts: LatestReceipts,
+    /// `None` if no spans are exported.
+    pub(crate) tracer: Option<Arc<Tracer>>,
     pub(crate) metrics: Metrics,
 }
 
@@ -103,6 +106,7 @@ impl Fleet {
     pub(crate) fn new(
         config: GatewayConfig,
         log: Option<DecisionLog>,
+        tracer: Option<Arc<Tracer>>,
     ) -> Result<Self, InvalidRouterConfig> {
         let policy = config.policy.build(config.seed).expect("the configuration was validated");
         let started = Instant::now();
@@ -121,6 +125,7 @@ impl Fleet {
             requests: AtomicU32::new(0),
             retry_budget: AtomicI64::new(i64::from(config.retry.budget_max) * BUDGET_UNIT),
             receipts: LatestReceipts::new(config.receipts.kept),
+            tracer,
             metrics,
             config: RwLock::new(Arc::new(config)),
         };
@@ -246,7 +251,16 @@ impl Fleet {
             };
             self.receipts.push(RawReceipt { route, facts });
         }
-        Some(Flight::new(Arc::clone(self), instance, metrics, routed, (arrived, sent), work_tokens))
+        let policy = core.router.policy_name();
+        Some(Flight::new(
+            Arc::clone(self),
+            instance,
+            metrics,
+            policy,
+            routed,
+            (arrived, sent),
+            work_tokens,
+        ))
     }
 
     fn earn_retries(&self, config: &GatewayConfig) {
@@ -507,10 +521,13 @@ impl Fleet {
         self.metrics.write()
     }
 
-    /// Ends the decision log, and waits until all of it is written.
-    pub(crate) fn close_log(&self) {
+    /// Ends the decision log and the export of spans, and waits until all of both is written.
+    pub(crate) fn close_logs(&self) {
         let log = self.core().router.take_log();
         drop(log);
+        if let Some(tracer) = &self.tracer {
+            tracer.shutdown();
+        }
     }
 
     fn core(&self) -> MutexGuard<'_, Core> {

@@ -11,6 +11,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
+use opentelemetry::KeyValue;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::time::{sleep, timeout};
@@ -22,6 +23,7 @@ use crate::instance::Target;
 use crate::prompt::RoutingFacts;
 use crate::relay::{AnswerBody, Relay};
 use crate::server::Worker;
+use crate::trace::RequestSpan;
 use crate::upstream::{self, Connection};
 
 const INSTANCE: HeaderName = HeaderName::from_static("x-kvroute-instance");
@@ -116,12 +118,16 @@ async fn relay(
         RoutingFacts::opaque(&headers)
     };
     remove_hop_by_hop(&mut headers);
+    let tracer = worker.fleet.tracer.as_ref();
+    let mut span = RequestSpan::begin(tracer, arrived, &method, uri.path(), &mut headers);
+    span.note(|| [KeyValue::new("kvroute.prompt_tokens", i64::from(facts.prompt_tokens.0))]);
     // The instance gets the path alone, also if the client named the gateway as a proxy would be.
     let path = uri.path_and_query().map_or("/", |path| path.as_str());
     let uri = path.parse().map_err(|_| Failure::NotFound { path: path.to_owned() })?;
     let outgoing = Outgoing { method, uri, headers, body };
 
-    let mut flight = worker.fleet.admit(arrived, &facts).await?;
+    let admitted = worker.fleet.admit(arrived, &facts).await;
+    let mut flight = admitted.inspect_err(|failure| span.failed(failure))?;
     let mut tried = Vec::new();
     loop {
         if !facts.is_stream {
@@ -129,6 +135,8 @@ async fn relay(
         }
         let result = attempt(worker, &config, &outgoing, &flight).await;
         if result.as_ref().is_ok_and(|answer| !answer.head.status.is_server_error()) {
+            flight.describe(&mut span, tried.len());
+            flight.span = span;
             return result.map(|answer| respond(worker, &config, answer, flight));
         }
         let is_retryable =
@@ -142,10 +150,15 @@ async fn relay(
             flight = next;
             continue;
         }
+        flight.describe(&mut span, tried.len() - 1);
         return match result {
             // Its own words, as it said them; `respond` notes whose fault the status is.
-            Ok(answer) => Ok(respond(worker, &config, answer, flight)),
+            Ok(answer) => {
+                flight.span = span;
+                Ok(respond(worker, &config, answer, flight))
+            }
             Err(failure) => {
+                span.failed(&failure);
                 flight.failed();
                 Err(failure)
             }
@@ -289,6 +302,7 @@ fn respond(
     if let Some(tokens) = flight.predicted_cached_tokens {
         headers.insert(PREDICTED, tokens.0.into());
     }
+    flight.span.answered(head.status);
     if head.status.is_server_error() {
         flight.failed();
     }

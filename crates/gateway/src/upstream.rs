@@ -152,11 +152,23 @@ pub(crate) async fn get(
     headers: HeaderMap,
     body_max: usize,
 ) -> io::Result<(StatusCode, Bytes)> {
-    let mut connection = Connection::open(target).await?;
     let mut request = Request::new(Full::default());
     *request.method_mut() = Method::GET;
     *request.uri_mut() = path.parse().map_err(io::Error::other)?;
     *request.headers_mut() = headers;
+    call(target, request, body_max).await
+}
+
+/// Sends one request on a connection of its own.
+///
+/// # Errors
+/// If there is no connection, or no whole answer of at most `body_max` bytes.
+pub(crate) async fn call(
+    target: &Target,
+    mut request: Request<Full<Bytes>>,
+    body_max: usize,
+) -> io::Result<(StatusCode, Bytes)> {
+    let mut connection = Connection::open(target).await?;
     let host = target.authority.parse().map_err(io::Error::other)?;
     request.headers_mut().insert(http::header::HOST, host);
     let (head, body) = connection.send(request).await.map_err(io::Error::other)?.into_parts();

@@ -85,9 +85,12 @@ fn a_conversation_goes_back_to_the_instance_that_knows_it() {
     assert!(!again.contains("\"cached_tokens\":0"), "the engine hit its cache: {again}");
 
     let target = format!("http://{addr}");
+    let admin = line.split("admin on ").nth(1).unwrap().trim().to_owned();
     let load =
         ["load", "--target", &target, "--workload", "rag", "--requests", "20", "--rate", "100"];
     let more = [
+        "--admin",
+        &admin,
         "--instance",
         &urls[0],
         &urls[1],
@@ -100,6 +103,12 @@ fn a_conversation_goes_back_to_the_instance_that_knows_it() {
     let run = &report["runs"][0];
     assert_eq!((&run["completed"], &run["failed"]), (&20.into(), &0.into()));
     assert!(run["cache"]["hit_rate"].as_f64().is_some() && run["preemptions"].as_u64().is_some());
+    assert_eq!(
+        (&run["policy"], &run["policy_config"]["kind"]),
+        (&"load-cache".into(), &"load-cache".into())
+    );
+    let wrong = ["load", "--target", &target, "--workload", "rag", "--admin", &target];
+    says(&complaint(&wrong), &["no policy from", "404", "admin API"]);
     let reasons = run["reasons"].as_object().unwrap();
     assert!(reasons.keys().all(|reason| ["cache-score", "load-score"].contains(&reason.as_str())));
     let requests = std::fs::read_to_string(out.path().join("requests.jsonl")).unwrap();
@@ -155,6 +164,16 @@ fn bad_configuration_is_named() {
     says_of(twice, &["a:1"]);
     says_of("[[instances]]\nurl = \"ftp://a\"\n", &["ftp://a", "http://"]);
     says(&complaint(&["serve", "--instance", "http://a:1", "--policy", "jqs"]), &["jqs", "jsq"]);
+    says_of(
+        "[tracing]\notlp_endpoint = \"https://a:4318\"\n[[instances]]\nurl = \"http://a:1\"\n",
+        &["otlp_endpoint", "http://HOST:PORT"],
+    );
+    let mut exported = assert_cmd::Command::cargo_bin("kvroute").unwrap();
+    exported
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318")
+        .args(["serve", "--print-config"]);
+    let printed = String::from_utf8(exported.output().unwrap().stdout).unwrap();
+    assert!(printed.contains("otlp_endpoint = \"http://collector:4318\""), "{printed}");
     says(&complaint(&["mock", "--faults", "{\"hangs\": true}"]), &["hangs", "hang"]);
     says(&complaint(&["mock", "--time-scale", "0"]), &["time_scale", "0"]);
     assert!(stdout(&["serve", "--print-config"]).contains("probe_interval_s"));

@@ -7,10 +7,12 @@ use std::time::Instant;
 use kvroute_policy::Reason;
 use kvroute_router::{Routed, Ticket};
 use kvroute_types::TokenCount;
+use opentelemetry::KeyValue;
 
 use super::Fleet;
 use crate::instance::Instance;
 use crate::metrics::{Outcome, RouteMetrics};
+use crate::trace::RequestSpan;
 
 /// Weight of the newest sample in an instance's prefill rate.
 const RATE_WEIGHT: f64 = 0.2;
@@ -33,6 +35,7 @@ pub(crate) struct Flight {
     fleet: Arc<Fleet>,
     pub(crate) instance: Arc<Instance>,
     pub(crate) reason: Reason,
+    policy: &'static str,
     pub(crate) predicted_cached_tokens: Option<TokenCount>,
     /// `None` only while dropping.
     ticket: Option<Ticket>,
@@ -43,6 +46,8 @@ pub(crate) struct Flight {
     work_tokens: u64,
     kind: Kind,
     outcome: Outcome,
+    /// Ends with the flight that answers.
+    pub(crate) span: RequestSpan,
 }
 
 impl Flight {
@@ -51,6 +56,7 @@ impl Flight {
         fleet: Arc<Fleet>,
         instance: Arc<Instance>,
         metrics: Arc<RouteMetrics>,
+        policy: &'static str,
         routed: Routed,
         (arrived, sent): (Instant, Instant),
         work_tokens: u64,
@@ -59,6 +65,7 @@ impl Flight {
             fleet,
             instance,
             reason: routed.reason,
+            policy,
             predicted_cached_tokens: routed.predicted_cached_tokens,
             ticket: Some(routed.ticket),
             metrics,
@@ -67,7 +74,22 @@ impl Flight {
             work_tokens,
             kind: Kind::Waiting,
             outcome: Outcome::Abandoned,
+            span: RequestSpan::default(),
         }
+    }
+
+    /// Notes where the request went in the end, after so many other tries.
+    pub(crate) fn describe(&self, span: &mut RequestSpan, retries: usize) {
+        span.note(|| {
+            let tokens = self.predicted_cached_tokens.map_or(0, |tokens| i64::from(tokens.0));
+            [
+                KeyValue::new("kvroute.policy", self.policy),
+                KeyValue::new("kvroute.instance", self.instance.name.clone()),
+                KeyValue::new("kvroute.reason", self.reason.name()),
+                KeyValue::new("kvroute.predicted_cached_tokens", tokens),
+                KeyValue::new("kvroute.retries", i64::try_from(retries).unwrap_or(i64::MAX)),
+            ]
+        });
     }
 
     /// The answer will come in one piece, so nothing will be heard until it is there.
@@ -77,6 +99,7 @@ impl Flight {
 
     /// The first bytes of the answer's body are there.
     pub(crate) fn first_bytes(&mut self, now: Instant) {
+        self.span.first_bytes(now);
         let is_stream = self.kind == Kind::Waiting;
         self.heard(now);
         if !is_stream {

@@ -8,6 +8,7 @@ mod operations;
 mod proxying;
 mod replay;
 mod toy;
+mod tracing;
 
 use std::time::Duration;
 
