@@ -287,9 +287,9 @@ fn traffic(
             router.observe_load(now, B, load(number % 5, number % 3, now));
         }
         let blocks = prompt(u64::from(number * number % 7), 10);
-        let routed = route(router, now, number, &blocks);
-        decisions.push((routed.instance, routed.predicted_cached_tokens));
-        tickets.push_back(routed.ticket);
+        let went = route(router, now, number, &blocks);
+        decisions.push((went.instance, went.predicted_cached_tokens));
+        tickets.push_back(went.ticket);
         if let Some(ticket) = tickets.get(3) {
             router.first_token(ticket);
         }
@@ -298,7 +298,9 @@ fn traffic(
         }
     }
     assert_eq!(router.in_flight(), tickets.len());
-    tickets.into_iter().for_each(|ticket| router.end(ticket));
+    for ticket in tickets {
+        router.end(ticket);
+    }
     assert_eq!((router.in_flight(), router.in_flight_cov()), (0, None));
     decisions
 }
@@ -333,10 +335,10 @@ fn the_directory_follows_the_policy() {
     let mut router = router("jsq", RouterConfig::default());
     let build = |name: &str| PolicyConfig::from_name(name).unwrap().build(7).unwrap();
     let blocks = prompt(1, 10);
-    let mut predicted = |router: &mut Router, s| {
-        let routed = route(router, at(s), 0, &blocks);
-        router.end(routed.ticket);
-        routed.predicted_cached_tokens
+    let predicted = |router: &mut Router, s| {
+        let went = route(router, at(s), 0, &blocks);
+        router.end(went.ticket);
+        went.predicted_cached_tokens
     };
     assert_eq!((predicted(&mut router, 0.0), router.keeps_index()), (None, false));
     router.set_policy(build("load-cache"));
