@@ -3,6 +3,7 @@
 #![expect(clippy::float_cmp, reason = "results are exact")]
 
 use std::collections::VecDeque;
+use std::sync::mpsc;
 
 use kvroute_policy::{
     Candidate, Decision, Event, Needs, Policy, PolicyConfig, Reason, RequestView, Scores,
@@ -345,8 +346,47 @@ fn the_directory_follows_the_policy() {
     assert_eq!(predicted(&mut router, 1.0), Some(TokenCount(0)), "the first was not recorded");
     assert_eq!(predicted(&mut router, 2.0), Some(TokenCount(160)));
     router.set_policy(build("jsq"));
-    assert_eq!((predicted(&mut router, 3.0), router.keeps_index()), (None, false));
     assert!(router.candidates().iter().all(|candidate| candidate.matched_blocks == 0));
+    assert_eq!((predicted(&mut router, 3.0), router.keeps_index()), (None, false));
+}
+
+#[test]
+fn a_new_policy_hears_of_the_table() {
+    /// Chooses the first, and notes the loads of the table as it was told of it.
+    struct Listener(mpsc::Sender<Vec<(InstanceId, u32)>>);
+
+    impl Policy for Listener {
+        fn name(&self) -> &'static str {
+            "listener"
+        }
+
+        fn needs(&self) -> Needs {
+            Needs::default()
+        }
+
+        fn choose(
+            &mut self,
+            _: Timestamp,
+            _: &RequestView<'_>,
+            _: &[Candidate],
+            _: &mut Scores,
+        ) -> Option<Decision> {
+            Some(Decision { position: 0, reason: Reason::Rotation })
+        }
+
+        fn observe(&mut self, event: Event<'_>) {
+            if let Event::MembershipChanged { candidates } = event {
+                self.0.send(candidates.iter().map(|it| (it.id, it.in_flight)).collect()).unwrap();
+            }
+        }
+    }
+
+    let mut router = router("jsq", RouterConfig::default());
+    let first = route(&mut router, at(0.0), 0, &[]);
+    let (told, tables) = mpsc::channel();
+    router.set_policy(Box::new(Listener(told)));
+    assert_eq!(tables.try_iter().collect::<Vec<_>>(), [[(A, 1), (B, 0)]]);
+    router.end(first.ticket);
 }
 
 proptest! {
