@@ -12,6 +12,7 @@ use kvroute_lab::{
     InstanceMeasurements, Measurements, Mode, Preemptions, RunResult, Slo, WarmUp, mean_in_flight,
 };
 use kvroute_load::{Counter, InstanceTarget, LoadConfig, LoadOutcome, PromptForm, Target};
+use kvroute_policy::PolicyConfig;
 use kvroute_types::{InstanceId, Timestamp};
 
 use crate::failure::Failure;
@@ -35,6 +36,10 @@ pub(crate) struct LoadArgs {
     /// Base URL of an instance behind the endpoint, in the order of its number: its metrics are read.
     #[arg(long, value_name = "URL", num_args = 1..)]
     instance: Vec<String>,
+
+    /// Base URL of the admin API of the kvroute gateway at --target: its policy stands in the results.
+    #[arg(long, value_name = "URL")]
+    admin: Option<String>,
 
     /// Clients of a closed loop, each sending its next request when the one before has ended.
     #[arg(long, value_name = "N")]
@@ -86,6 +91,8 @@ pub(crate) fn run(args: &LoadArgs) -> Result<(), Failure> {
         created.map_err(Failure::Usage)?;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let policy = || gateway_policy(args, &runtime);
+    let policy_before = policy()?;
     let style =
         ProgressStyle::with_template("{bar:30} {pos} of {len} answered, {msg}, {elapsed} gone");
     let progress = ProgressBar::new(workload.requests().len() as u64)
@@ -111,7 +118,11 @@ pub(crate) fn run(args: &LoadArgs) -> Result<(), Failure> {
         late.p50, late.p99, late.max
     );
 
-    let run = result(args, workload.name(), &outcome);
+    let policy = policy_before.filter(|before| policy().is_ok_and(|after| after == Some(*before)));
+    if policy.is_none() && policy_before.is_some() {
+        eprintln!("the gateway's policy changed during the run; shown as unknown");
+    }
+    let run = result(args, workload.name(), policy, &outcome)?;
     let config = serde_json::json!({ "load": config, "workload": source.config() });
     let manifest = manifest(started, &config, vec![args.seed], source.inputs()?)?;
     let report = serde_json::json!({ "manifest": manifest, "runs": [&run] });
@@ -159,7 +170,12 @@ fn config(args: &LoadArgs) -> Result<LoadConfig, Failure> {
     })
 }
 
-fn result(args: &LoadArgs, workload: &str, outcome: &LoadOutcome) -> RunResult {
+fn result(
+    args: &LoadArgs,
+    workload: &str,
+    policy: Option<PolicyConfig>,
+    outcome: &LoadOutcome,
+) -> Result<RunResult, Failure> {
     let from = Timestamp::from_secs_f64(args.warm_up.as_secs_f64());
     let instances = (0..).zip(&outcome.instances).map(|(id, instance)| {
         let id = InstanceId(id);
@@ -171,9 +187,10 @@ fn result(args: &LoadArgs, workload: &str, outcome: &LoadOutcome) -> RunResult {
             in_flight_mean: mean_in_flight(&outcome.records, id, from, outcome.end),
         }
     });
-    RunResult::from_measurements(&Measurements {
-        policy: "unknown".to_owned(),
-        policy_config: serde_json::Value::Null,
+    let policy_config = policy.map(serde_json::to_value).transpose();
+    Ok(RunResult::from_measurements(&Measurements {
+        policy: policy.map_or("unknown", |policy| policy.name()).to_owned(),
+        policy_config: policy_config.map_err(std::io::Error::from)?.unwrap_or_default(),
         workload: workload.to_owned(),
         instances: u32::try_from(args.instance.len()).unwrap_or(u32::MAX),
         seed: args.seed,
@@ -188,7 +205,18 @@ fn result(args: &LoadArgs, workload: &str, outcome: &LoadOutcome) -> RunResult {
         preemptions: preemptions(outcome).map_or(Preemptions::Unmeasured, Preemptions::Counter),
         decision_log_hash: None,
         wall_s: outcome.wall.as_secs_f64(),
-    })
+    }))
+}
+
+/// The policy of the gateway; `None` if nobody said where its admin API is.
+fn gateway_policy(
+    args: &LoadArgs,
+    runtime: &tokio::runtime::Runtime,
+) -> Result<Option<PolicyConfig>, Failure> {
+    let Some(url) = &args.admin else { return Ok(None) };
+    let admin = Target::try_from(url.clone()).map_err(Failure::usage)?;
+    let policy = runtime.block_on(kvroute_load::gateway_policy(&admin));
+    policy.with_context(|| format!("no policy from {url}")).map(Some).map_err(Failure::Usage)
 }
 
 /// Preemptions of all instances; `None` if any of them did not tell.

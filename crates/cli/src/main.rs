@@ -14,6 +14,7 @@ mod log;
 mod mock;
 mod output;
 mod provenance;
+mod replay;
 mod serve;
 mod simulate;
 mod trace;
@@ -44,6 +45,8 @@ enum Command {
     Load(Box<load::LoadArgs>),
     /// Run a workload through routing policies over simulated vLLM instances, in virtual time.
     Simulate(Box<simulate::SimulateArgs>),
+    /// Make a gateway's decisions again from its decision log, and see what other policies would have decided.
+    Replay(replay::ReplayArgs),
     /// Look at traces.
     Trace {
         #[command(subcommand)]
@@ -67,6 +70,7 @@ fn main() -> ExitCode {
         Command::Mock(args) => mock::run(&args),
         Command::Load(args) => load::run(&args),
         Command::Simulate(args) => simulate::run(&args),
+        Command::Replay(args) => replay::run(&args),
         Command::Trace { command } => trace::run(&command),
         Command::Policies(args) => inspect::policies(&args),
         Command::Profiles(args) => inspect::profiles(&args),

@@ -36,7 +36,8 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "ADDR")]
     admin_listen: Option<SocketAddr>,
 
-    /// Append every decision with its scores and signal ages to this file, one JSON object a line.
+    /// Append every decision, with its scores, signal ages and everything else it was made from, to this file, one JSON
+    /// object a line. `kvroute replay` reads it.
     #[arg(long, value_name = "FILE")]
     decision_log: Option<PathBuf>,
 
@@ -104,6 +105,11 @@ fn config(args: &ServeArgs) -> Result<GatewayConfig, Failure> {
     }
     if let Some(admin_listen) = args.admin_listen {
         config.admin_listen = admin_listen;
+    }
+    if config.tracing.otlp_endpoint.is_none() {
+        // What OpenTelemetry's own settings say; the configuration file goes first.
+        let endpoint = std::env::var("OTEL_EXPORTER_OTLP_ENDPOINT").ok();
+        config.tracing.otlp_endpoint = endpoint.filter(|endpoint| !endpoint.is_empty());
     }
     if let Some(log) = &args.decision_log {
         config.receipts.log = Some(log.clone());

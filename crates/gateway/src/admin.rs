@@ -8,12 +8,12 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
 use axum::{Json, Router};
+use kvroute_decision_log::Receipt;
 use kvroute_policy::PolicyConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{GatewayConfig, InstanceConfig, InvalidConfig};
 use crate::fleet::{ChangeError, Fleet, InstanceStatus};
-use crate::receipts::Receipt;
 
 const OPENAPI: &str = include_str!("openapi.json");
 

@@ -49,6 +49,8 @@ pub struct GatewayConfig {
     pub limits: LimitConfig,
     /// What is kept of decisions.
     pub receipts: ReceiptConfig,
+    /// Spans of requests.
+    pub tracing: TracingConfig,
 }
 
 impl Default for GatewayConfig {
@@ -68,6 +70,7 @@ impl Default for GatewayConfig {
             timeouts: TimeoutConfig::default(),
             limits: LimitConfig::default(),
             receipts: ReceiptConfig::default(),
+            tracing: TracingConfig::default(),
         }
     }
 }
@@ -301,13 +304,32 @@ impl Default for LimitConfig {
 pub struct ReceiptConfig {
     /// Latest receipts kept for the admin API.
     pub kept: usize,
-    /// File to which every receipt is appended, one JSON object a line; `None` for no log.
+    /// File to which every decision is appended with everything that it was made from, one JSON object a line, so that
+    /// `kvroute replay` can make it again; `None` for no log.
     pub log: Option<PathBuf>,
 }
 
 impl Default for ReceiptConfig {
     fn default() -> Self {
         Self { kept: 256, log: None }
+    }
+}
+
+/// Spans of requests, exported to an OpenTelemetry collector.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TracingConfig {
+    /// Base URL of the collector's OTLP/HTTP receiver, `http://HOST:PORT` (4318 is its usual port); `None` for no
+    /// spans. They go to `/v1/traces` there.
+    pub otlp_endpoint: Option<String>,
+    /// Share of requests without a `traceparent` that get a span, `0.0..=1.0`. Requests with one follow its sampled
+    /// flag.
+    pub sample_ratio: f64,
+}
+
+impl Default for TracingConfig {
+    fn default() -> Self {
+        Self { otlp_endpoint: None, sample_ratio: 1.0 }
     }
 }
 
@@ -358,6 +380,20 @@ pub enum InvalidConfig {
         /// What was given.
         value: u32,
     },
+    /// No URL of a collector.
+    #[error("tracing.otlp_endpoint is {url:?}; {source}")]
+    OtlpEndpoint {
+        /// What was given.
+        url: String,
+        /// What is wrong with it.
+        source: InvalidUrl,
+    },
+    /// Not a share.
+    #[error("tracing.sample_ratio is {value}; it is a share, 0.0 to 1.0")]
+    SampleRatio {
+        /// What was given.
+        value: f64,
+    },
     /// In the policy's parameters.
     #[error("in the policy")]
     Policy(#[source] InvalidPolicy),
@@ -380,6 +416,13 @@ impl GatewayConfig {
         self.policy.validate().map_err(InvalidConfig::Policy)?;
         self.index.signal.validate().map_err(InvalidConfig::Index)?;
         self.load_signal().validate().map_err(InvalidConfig::Load)?;
+        if let Some(url) = &self.tracing.otlp_endpoint {
+            let parsed = Target::parse(url);
+            parsed.map_err(|source| InvalidConfig::OtlpEndpoint { url: url.clone(), source })?;
+        }
+        if !(0.0..=1.0).contains(&self.tracing.sample_ratio) {
+            return Err(InvalidConfig::SampleRatio { value: self.tracing.sample_ratio });
+        }
         let block_bytes = self.prompt.block_bytes;
         if block_bytes == 0 || !block_bytes.is_multiple_of(BYTES_PER_TOKEN) {
             return Err(InvalidConfig::BlockBytes { value: block_bytes });
@@ -541,6 +584,8 @@ mod tests {
         assert!(error("[limits]\nbody_bytes = 0").contains("limits.body_bytes is 0"));
         assert!(error("[timeouts]\nstall_s = 0.0").contains("timeouts.stall_s is 0"));
         assert!(error("[prompt]\nblock_bytes = 30").contains("multiple of 4"));
+        assert!(error("[tracing]\notlp_endpoint = \"localhost\"").contains("http://HOST:PORT"));
+        assert!(error("[tracing]\nsample_ratio = 1.5").contains("tracing.sample_ratio is 1.5"));
         assert!(error("[load]\nrefresh_s = -1.0").contains("in load"));
     }
 }

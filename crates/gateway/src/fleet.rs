@@ -4,15 +4,17 @@
 //! one decision or one piece of bookkeeping, which take microseconds, and never across a wait.
 
 mod flight;
-mod policy_slot;
+mod logged;
 
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use http::HeaderValue;
-use kvroute_policy::{Candidate, Event, Policy, PolicyConfig};
-use kvroute_router::{InvalidRouterConfig, Router};
+use kvroute_decision_log::{Receipt, RequestFacts};
+use kvroute_policy::{Candidate, Policy, PolicyConfig};
+use kvroute_router::InvalidRouterConfig;
 use kvroute_types::{InstanceId, RequestId, Timestamp};
 use serde::Serialize;
 use tokio::sync::Notify;
@@ -24,9 +26,10 @@ use crate::health::{EjectionCause, Health};
 use crate::instance::{Activity, Instance, Target};
 use crate::metrics::{Metrics, RouteMetrics};
 use crate::prompt::RoutingFacts;
-use crate::receipts::{DecisionLog, LatestReceipts, RawReceipt, Receipt};
+use crate::receipts::{DecisionLog, LatestReceipts, RawReceipt};
 use crate::scrape::Page;
-use policy_slot::PolicySlot;
+use crate::trace::Tracer;
+use logged::LoggedRouter;
 
 pub(crate) use flight::Flight;
 
@@ -47,14 +50,13 @@ pub(crate) struct Fleet {
     requests: AtomicU32,
     retry_budget: AtomicI64,
     receipts: LatestReceipts,
-    log: Option<DecisionLog>,
+    /// `None` if no spans are exported.
+    pub(crate) tracer: Option<Arc<Tracer>>,
     pub(crate) metrics: Metrics,
 }
 
 struct Core {
-    router: Router,
-    policy: Arc<Mutex<Box<dyn Policy>>>,
-    policy_name: &'static str,
+    router: LoggedRouter,
     /// By instance id; ids are never used again.
     members: Vec<Option<Member>>,
     /// Requests waiting for an instance below its cap.
@@ -118,19 +120,18 @@ impl Fleet {
     pub(crate) fn new(
         config: GatewayConfig,
         log: Option<DecisionLog>,
+        tracer: Option<Arc<Tracer>>,
     ) -> Result<Self, InvalidRouterConfig> {
         let policy = config.policy.build(config.seed).expect("the configuration was validated");
-        let policy = Arc::new(Mutex::new(policy));
-        let slot = Box::new(PolicySlot(Arc::clone(&policy)));
+        let started = Instant::now();
+        let metrics = Metrics::new(log.as_ref().map(DecisionLog::lost_total).unwrap_or_default());
         let core = Core {
-            router: Router::new(config.router(), slot, config.seed)?,
-            policy,
-            policy_name: config.policy.name(),
+            router: LoggedRouter::new(&config, policy, log, started)?,
             members: Vec::new(),
             queued: 0,
         };
         let fleet = Self {
-            started: Instant::now(),
+            started,
             core: Mutex::new(core),
             changing: Mutex::new(()),
             freed: Notify::new(),
@@ -138,8 +139,8 @@ impl Fleet {
             requests: AtomicU32::new(0),
             retry_budget: AtomicI64::new(i64::from(config.retry.budget_max) * BUDGET_UNIT),
             receipts: LatestReceipts::new(config.receipts.kept),
-            log,
-            metrics: Metrics::new(),
+            tracer,
+            metrics,
             config: RwLock::new(Arc::new(config)),
         };
         let entered = fleet.core().set_instances(&fleet.config(), &fleet.metrics);
@@ -175,7 +176,7 @@ impl Fleet {
         {
             let mut core = self.core();
             if core.queued == 0
-                && let Some(flight) = self.route(&mut core, arrived, facts, &[], 1)
+                && let Some(flight) = self.route(&mut core, arrived, facts, &[])
             {
                 return Ok(flight);
             }
@@ -193,7 +194,7 @@ impl Fleet {
             loop {
                 self.freed.notified().await;
                 let mut core = self.core();
-                if let Some(flight) = self.route(&mut core, arrived, facts, &[], 1) {
+                if let Some(flight) = self.route(&mut core, arrived, facts, &[]) {
                     return flight;
                 }
             }
@@ -219,7 +220,6 @@ impl Fleet {
             return None;
         }
         let config = self.config();
-        let attempt = tried.len() + 1;
         let placed = timeout(seconds(config.timeouts.queue_s), async {
             let mut queued = None;
             loop {
@@ -227,15 +227,14 @@ impl Fleet {
                 let freed = self.freed_for_retries.notified();
                 {
                     let mut core = self.core();
-                    if let routed @ Some(_) = self.route(&mut core, arrived, facts, tried, attempt)
-                    {
+                    if let routed @ Some(_) = self.route(&mut core, arrived, facts, tried) {
                         return routed;
                     }
                     let is_new = |member: &Member| !tried.contains(&member.instance.id);
                     if !core.members().any(|it| it.is_in_use() && is_new(it)) {
                         // One that only serves its back-off is better than an error.
                         core.open_all_that_may_do(&config);
-                        let flight = self.route(&mut core, arrived, facts, tried, attempt);
+                        let flight = self.route(&mut core, arrived, facts, tried);
                         core.refresh_all(&config);
                         return flight;
                     }
@@ -273,12 +272,12 @@ impl Fleet {
         arrived: Instant,
         facts: &RoutingFacts,
         tried: &[InstanceId],
-        attempt: usize,
     ) -> Option<Flight> {
         let sent = Instant::now();
         let now = self.timestamp(sent);
         let request = RequestId(self.requests.fetch_add(1, Ordering::Relaxed));
-        let mut routed = core.router.route_except(now, &facts.view(request), tried)?;
+        let attempt = u32::try_from(tried.len() + 1).unwrap_or(u32::MAX);
+        let mut routed = core.router.route_except(now, &facts.view(request), tried, attempt)?;
         let member = core.members[routed.instance.index()].as_ref().expect("it was a candidate");
         let (instance, metrics) = (Arc::clone(&member.instance), Arc::clone(&member.metrics));
         metrics.decided(routed.reason);
@@ -293,23 +292,26 @@ impl Fleet {
             self.freed.notify_one();
         }
         if let Some(route) = routed.receipt.take() {
-            let receipt = RawReceipt {
-                route,
-                predicted_cached_tokens: routed.predicted_cached_tokens.map(|tokens| tokens.0),
-                prompt_tokens: facts.prompt_tokens.0,
+            let facts = RequestFacts {
+                predicted_cached_tokens: routed.predicted_cached_tokens,
+                prompt_tokens: facts.prompt_tokens,
                 prompt_blocks: facts.prompt_blocks.len(),
                 session_key: facts.session_key,
                 prefix_key: facts.prefix_key,
                 attempt,
             };
-            if let Some(log) = &self.log
-                && !log.append(receipt.named(|id| core.name(id)))
-            {
-                self.metrics.log_lines_lost.inc();
-            }
-            self.receipts.push(receipt);
+            self.receipts.push(RawReceipt { route, facts });
         }
-        Some(Flight::new(Arc::clone(self), instance, metrics, routed, (arrived, sent), work_tokens))
+        let policy = core.router.policy_name();
+        Some(Flight::new(
+            Arc::clone(self),
+            instance,
+            metrics,
+            policy,
+            routed,
+            (arrived, sent),
+            work_tokens,
+        ))
     }
 
     fn earn_retries(&self, config: &GatewayConfig) {
@@ -361,8 +363,9 @@ impl Fleet {
 
     /// What a reading of `/metrics` that was asked for at `asked` said; `None` if it failed.
     pub(crate) fn on_page(&self, instance: &Instance, asked: Timestamp, page: Option<Page>) {
-        let now = self.now();
         let mut core = self.core();
+        // Under the lock: the router hears of things in the order of time.
+        let now = self.now();
         let core = &mut *core;
         let Some(member) = core.members[instance.id.index()].as_mut() else { return };
         let Some(page) = page else {
@@ -481,7 +484,7 @@ impl Fleet {
         let is_new_policy = config.policy != self.config().policy;
         let mut core = self.core();
         if is_new_policy {
-            core.set_policy(config.policy.name(), rule, &self.metrics);
+            core.set_policy(rule, config.policy, &self.metrics);
         }
         core.set_instances(&config, &self.metrics)?;
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
@@ -583,6 +586,15 @@ impl Fleet {
         self.metrics.write()
     }
 
+    /// Ends the decision log and the export of spans, and waits until all of both is written.
+    pub(crate) fn close_logs(&self) {
+        let log = self.core().router.take_log();
+        drop(log);
+        if let Some(tracer) = &self.tracer {
+            tracer.shutdown();
+        }
+    }
+
     fn core(&self) -> MutexGuard<'_, Core> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -609,14 +621,16 @@ impl Core {
             .map(|at| &candidates[at])
     }
 
-    fn name(&self, id: InstanceId) -> String {
-        self.member(id).map_or_else(|| format!("removed-{id}"), |m| m.instance.name.clone())
+    fn name(&self, id: InstanceId) -> Cow<'_, str> {
+        match self.member(id) {
+            Some(member) => Cow::Borrowed(&member.instance.name),
+            None => Cow::Owned(format!("removed-{id}")),
+        }
     }
 
-    fn set_policy(&mut self, name: &'static str, mut rule: Box<dyn Policy>, metrics: &Metrics) {
-        rule.observe(Event::MembershipChanged { candidates: self.router.candidates() });
-        *self.policy.lock().unwrap_or_else(PoisonError::into_inner) = rule;
-        self.policy_name = name;
+    fn set_policy(&mut self, rule: Box<dyn Policy>, config: PolicyConfig, metrics: &Metrics) {
+        self.router.set_policy(rule, config);
+        let name = self.router.policy_name();
         for member in self.members.iter_mut().flatten() {
             member.metrics = metrics.route(&member.instance.name, name);
         }
@@ -655,9 +669,10 @@ impl Core {
         tracing::info!(instance = name, address = target.authority, "instance added");
         let id = InstanceId(u32::try_from(self.members.len()).expect("fewer than 2^32 instances"));
         let header = HeaderValue::from_str(&name).expect("the name was checked to be ASCII");
-        let metrics = metrics.route(&name, self.policy_name);
+        let metrics = metrics.route(&name, self.router.policy_name());
         let given_up = Notify::new();
         let activity = Activity::default();
+        self.router.add_instance(id, &name);
         self.members.push(Some(Member {
             instance: Arc::new(Instance { id, name, target, header, given_up, activity }),
             metrics,
@@ -668,7 +683,6 @@ impl Core {
             last_page: None,
             missing: Vec::new(),
         }));
-        self.router.add_instance(id);
     }
 
     /// Brings one instance's eligibility in line with its state.
@@ -676,8 +690,8 @@ impl Core {
         let (Some(member), Some(candidate)) = (self.member(id), self.candidate(id)) else { return };
         let caps = [config.limits.instance_in_flight, member.health.allowance()];
         let has_room = caps.into_iter().flatten().all(|cap| candidate.in_flight < cap);
-        let is_eligible = has_room && member.is_in_use();
-        self.router.set_eligible(id, is_eligible);
+        let (was, is) = (candidate.eligible, has_room && member.is_in_use());
+        self.router.set_eligible(id, was, is);
     }
 
     /// Lets requests go to ejected instances too, unless they hang or fail their probes, until the next `refresh_all`.
@@ -686,7 +700,9 @@ impl Core {
             let is_hopeless = member.health.cause() == Some(EjectionCause::Silence)
                 || member.health.is_unreachable(&config.health);
             if !member.is_draining && !is_hopeless {
-                self.router.set_eligible(member.instance.id, true);
+                let id = member.instance.id;
+                let was = self.candidate(id).is_some_and(|candidate| candidate.eligible);
+                self.router.set_eligible(id, was, true);
             }
         }
     }

@@ -16,7 +16,7 @@ pub(crate) struct Target {
 
 /// Not an address that can be routed to.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("give http://HOST:PORT, without a path (TLS towards instances is not supported)")]
+#[error("give http://HOST:PORT, without a path (TLS is not supported)")]
 pub struct InvalidUrl;
 
 impl Target {

@@ -8,7 +8,8 @@
 //!
 //! # Invariants
 //! * Exactly one call to an instance per try; a second try only before any byte has reached the client.
-//! * Bodies and end-to-end header fields pass unchanged, in both directions.
+//! * Bodies and end-to-end header fields pass unchanged, in both directions. (One exception: the `traceparent` of a
+//!   request whose span is exported.)
 //! * A booking ends when its `fleet::Flight` is dropped, on every path; when no request is under way all gauges are zero.
 //! * A request is one task: no channel and no spawned task per request, so a slow reader slows its instance down and
 //!   nothing else, and dropping the task cancels everything.
@@ -17,7 +18,7 @@
 //!
 //! # What it is not
 //! It does not tokenize, terminate TLS, authenticate, or read KV events, and it has no rule of its own about where a
-//! request goes. Traces (OpenTelemetry) are not exported yet; `traceparent` passes like any other field.
+//! request goes.
 
 mod admin;
 mod client;
@@ -34,11 +35,12 @@ mod receipts;
 mod relay;
 mod scrape;
 mod server;
+mod trace;
 mod upstream;
 
 pub use config::{
     GatewayConfig, HealthConfig, IndexConfig, InstanceConfig, InvalidConfig, LimitConfig,
-    LoadConfig, PromptConfig, ReceiptConfig, RetryConfig, TimeoutConfig,
+    LoadConfig, PromptConfig, ReceiptConfig, RetryConfig, TimeoutConfig, TracingConfig,
 };
 pub use instance::InvalidUrl;
 pub use prompt::{prefix_key_of_ids, session_key};

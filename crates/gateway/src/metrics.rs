@@ -92,7 +92,7 @@ pub(crate) struct Metrics {
     up: Family<InstanceLabels, Gauge>,
     load_age: Family<InstanceLabels, FloatGauge>,
     pub(crate) retries_denied: Counter,
-    pub(crate) log_lines_lost: Counter,
+    log_lines_lost: Counter,
     pub(crate) queued: Gauge,
     pub(crate) connections: Gauge,
     pub(crate) index_bytes: Gauge,
@@ -118,7 +118,8 @@ impl RouteMetrics {
 }
 
 impl Metrics {
-    pub(crate) fn new() -> Self {
+    /// `log_lines_lost` is counted by the decision log.
+    pub(crate) fn new(log_lines_lost: Counter) -> Self {
         // 1 ms to 524 s, and 0.5 ms to 16 s, in factors of 2.
         let latency: fn() -> Histogram = || Histogram::new(exponential_buckets(0.001, 2.0, 20));
         let gap: fn() -> Histogram = || Histogram::new(exponential_buckets(0.0005, 2.0, 16));
@@ -138,7 +139,7 @@ impl Metrics {
             up: Family::default(),
             load_age: Family::default(),
             retries_denied: Counter::default(),
-            log_lines_lost: Counter::default(),
+            log_lines_lost,
             queued: Gauge::default(),
             connections: Gauge::default(),
             index_bytes: Gauge::default(),

@@ -12,6 +12,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use opentelemetry::KeyValue;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::time::{sleep, timeout};
@@ -23,6 +24,7 @@ use crate::fleet::Flight;
 use crate::prompt::RoutingFacts;
 use crate::relay::{AnswerBody, Relay};
 use crate::server::Worker;
+use crate::trace::RequestSpan;
 use crate::upstream::{self, Connection, Outgoing};
 
 const INSTANCE: HeaderName = HeaderName::from_static("x-kvroute-instance");
@@ -122,12 +124,16 @@ async fn relay(
         RoutingFacts::opaque(&headers)
     };
     remove_hop_by_hop(&mut headers);
+    let tracer = worker.fleet.tracer.as_ref();
+    let mut span = RequestSpan::begin(tracer, arrived, &method, uri.path(), &mut headers);
+    span.note(|| [KeyValue::new("kvroute.prompt_tokens", i64::from(facts.prompt_tokens.0))]);
     // The instance gets the path alone, also if the client named the gateway as a proxy would be.
     let path = uri.path_and_query().map_or("/", |path| path.as_str());
     // The same bytes at every try.
     let outgoing = Outgoing { method: &method, path, headers: &headers, body: &body };
 
-    let mut flight = worker.fleet.admit(arrived, &facts).await?;
+    let admitted = worker.fleet.admit(arrived, &facts).await;
+    let mut flight = admitted.inspect_err(|failure| span.failed(failure))?;
     let mut tried = Vec::new();
     loop {
         if !facts.is_stream {
@@ -135,6 +141,8 @@ async fn relay(
         }
         let result = attempt(worker, &config, &outgoing, &flight).await;
         if result.as_ref().is_ok_and(|answer| !answer.head.status.is_server_error()) {
+            span.note(|| flight.attributes(tried.len()));
+            flight.span = span;
             return result.map(|answer| respond(worker, outbox, &config, answer, flight));
         }
         // Not a 500: it may be the request's doing, and would then fail wherever it goes.
@@ -142,6 +150,7 @@ async fn relay(
             result.as_ref().map_or(true, |answer| matches!(answer.head.status.as_u16(), 502..=504));
         tried.push(flight.instance.id);
         flight.failed();
+        let about = flight.attributes(tried.len() - 1);
         // What it answered is kept in case nobody does better; a request without any answer ends here.
         let answered = result.map(|answer| (answer, flight));
         if is_retryable
@@ -151,7 +160,17 @@ async fn relay(
             flight = next;
             continue;
         }
-        return answered.map(|(answer, flight)| respond(worker, outbox, &config, answer, flight));
+        span.note(|| about);
+        return match answered {
+            Ok((answer, mut flight)) => {
+                flight.span = span;
+                Ok(respond(worker, outbox, &config, answer, flight))
+            }
+            Err(failure) => {
+                span.failed(&failure);
+                Err(failure)
+            }
+        };
     }
 }
 
@@ -275,7 +294,7 @@ fn respond(
     outbox: Rc<Outbox>,
     config: &GatewayConfig,
     answer: Answer,
-    flight: Flight,
+    mut flight: Flight,
 ) -> Response<AnswerBody> {
     let Answer { mut head, connection, first } = answer;
     let headers = &mut head.headers;
@@ -288,6 +307,7 @@ fn respond(
     if let Some(tokens) = flight.predicted_cached_tokens {
         headers.insert(PREDICTED, tokens.0.into());
     }
+    flight.span.answered(head.status);
     let stall = seconds(config.timeouts.stall_s);
     let worker = Rc::clone(worker);
     let relay = Relay::new(worker, outbox, flight, connection, first, is_event_stream, stall);

@@ -1,94 +1,30 @@
-//! Receipts of decisions: the latest in memory, all of them in an optional log file.
+//! Receipts of decisions: the latest in memory, all of them and what they were made from in an optional log file.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use kvroute_decision_log::{Event, LogWriter, Receipt, RequestFacts};
 use kvroute_router::RouteReceipt;
-use serde::Serialize;
+use kvroute_types::{BlockHash, InstanceId, Timestamp};
+use prometheus_client::metrics::counter::Counter;
 
-/// Lines that may wait for the disk before further ones are lost (and counted).
-const LOG_BACKLOG_LINES: usize = 4_096;
-
-/// A decision with everything it was made from, by names. Field names are part of the contract.
-#[derive(Clone, Debug, Serialize)]
-pub(crate) struct Receipt {
-    /// Number of the request.
-    request: u32,
-    /// Seconds since the gateway started.
-    at_s: f64,
-    policy: &'static str,
-    instance: String,
-    reason: &'static str,
-    predicted_cached_tokens: Option<u32>,
-    prompt_tokens: u32,
-    prompt_blocks: usize,
-    session_key: Option<u64>,
-    prefix_key: Option<u64>,
-    /// Which try of the request this is, from 1.
-    attempt: usize,
-    index_age_s: Option<f64>,
-    candidates: Vec<Candidate>,
-}
-
-#[derive(Clone, Debug, Serialize)]
-struct Candidate {
-    instance: String,
-    eligible: bool,
-    score: Option<f64>,
-    matched_blocks: u32,
-    in_flight: u32,
-    waiting: Option<u32>,
-    running: Option<u32>,
-    load_age_s: Option<f64>,
-}
+/// Events that may wait for the disk before further ones are lost (and counted).
+const BACKLOG_EVENTS_MAX: usize = 32_768;
+/// Bytes of prompts' hashes that may wait for the disk.
+const BACKLOG_BYTES_MAX: usize = 64 << 20;
 
 /// A receipt as the router made it, with the facts of the request; names are looked up when it is read.
 pub(crate) struct RawReceipt {
     pub(crate) route: RouteReceipt,
-    pub(crate) predicted_cached_tokens: Option<u32>,
-    pub(crate) prompt_tokens: u32,
-    pub(crate) prompt_blocks: usize,
-    pub(crate) session_key: Option<u64>,
-    pub(crate) prefix_key: Option<u64>,
-    pub(crate) attempt: usize,
-}
-
-impl RawReceipt {
-    pub(crate) fn named(&self, name: impl Fn(kvroute_types::InstanceId) -> String) -> Receipt {
-        let RouteReceipt { request, at, policy, instance, reason, index_age, candidates } =
-            &self.route;
-        let candidates = candidates.iter().map(|candidate| Candidate {
-            instance: name(candidate.instance),
-            eligible: candidate.eligible,
-            score: candidate.score,
-            matched_blocks: candidate.matched_blocks,
-            in_flight: candidate.in_flight,
-            waiting: candidate.waiting,
-            running: candidate.running,
-            load_age_s: candidate.load_age.map(|age| age.as_secs_f64()),
-        });
-        Receipt {
-            request: request.0,
-            at_s: at.as_secs_f64(),
-            policy,
-            instance: name(*instance),
-            reason: reason.name(),
-            predicted_cached_tokens: self.predicted_cached_tokens,
-            prompt_tokens: self.prompt_tokens,
-            prompt_blocks: self.prompt_blocks,
-            session_key: self.session_key,
-            prefix_key: self.prefix_key,
-            attempt: self.attempt,
-            index_age_s: index_age.map(|age| age.as_secs_f64()),
-            candidates: candidates.collect(),
-        }
-    }
+    pub(crate) facts: RequestFacts,
 }
 
 /// The latest receipts.
@@ -114,19 +50,30 @@ impl LatestReceipts {
     }
 
     /// At most `count`, the latest first.
-    pub(crate) fn latest(
+    pub(crate) fn latest<'a>(
         &self,
         count: usize,
-        name: impl Fn(kvroute_types::InstanceId) -> String,
+        name: impl Fn(InstanceId) -> Cow<'a, str>,
     ) -> Vec<Receipt> {
         let receipts = self.receipts.lock().unwrap_or_else(PoisonError::into_inner);
-        receipts.iter().rev().take(count).map(|receipt| receipt.named(&name)).collect()
+        let latest = receipts.iter().rev().take(count);
+        latest.map(|RawReceipt { route, facts }| Receipt::new(route, facts, &name)).collect()
     }
 }
 
-/// Appends receipts to a file from a thread of its own, so that no request waits for the disk.
+/// Appends events to a file from a thread of its own, so that no request waits for the disk.
+///
+/// What the disk cannot keep up with is lost, and a `gap` line says how much, in its place.
+///
+/// Dropping it waits until everything is with the operating system.
 pub(crate) struct DecisionLog {
-    lines: SyncSender<Receipt>,
+    /// `None` only while dropping.
+    events: Option<SyncSender<(Timestamp, Event)>>,
+    writer: Option<thread::JoinHandle<()>>,
+    backlog_bytes: Arc<AtomicUsize>,
+    /// Events lost since the latest that was not.
+    lost: u64,
+    lost_total: Counter,
 }
 
 impl DecisionLog {
@@ -134,32 +81,148 @@ impl DecisionLog {
     /// If the file cannot be opened, or the thread not be started.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let file = File::options().create(true).append(true).open(path)?;
-        let (lines, receiver) = mpsc::sync_channel(LOG_BACKLOG_LINES);
+        Self::to(file, BACKLOG_EVENTS_MAX)
+    }
+
+    fn to(out: impl io::Write + Send + 'static, backlog_events_max: usize) -> io::Result<Self> {
+        let (events, receiver) = mpsc::sync_channel(backlog_events_max);
+        let backlog_bytes = Arc::new(AtomicUsize::new(0));
+        let backlog = Arc::clone(&backlog_bytes);
         let write = move || {
-            if let Err(error) = write_lines(file, &receiver) {
+            if let Err(error) = write_lines(out, &receiver, &backlog) {
                 tracing::error!(%error, "the decision log is cut off");
             }
         };
-        thread::Builder::new().name("kvroute-log".into()).spawn(write)?;
-        Ok(Self { lines })
+        let writer = thread::Builder::new().name("kvroute-log".into()).spawn(write)?;
+        Ok(Self {
+            events: Some(events),
+            writer: Some(writer),
+            backlog_bytes,
+            lost: 0,
+            lost_total: Counter::default(),
+        })
     }
 
-    /// False if the line was lost.
-    pub(crate) fn append(&self, receipt: Receipt) -> bool {
-        self.lines.try_send(receipt).is_ok()
+    /// Counts all events that get lost.
+    pub(crate) fn lost_total(&self) -> Counter {
+        self.lost_total.clone()
+    }
+
+    /// Appends an event, or a gap if there is no room.
+    pub(crate) fn append(&mut self, at: Timestamp, event: Event) {
+        let Some(events) = &self.events else { return };
+        if self.lost > 0 {
+            let gap = Event::Gap { lost: self.lost };
+            if events.try_send((at, gap)).is_ok() {
+                self.lost = 0;
+            }
+        }
+        let bytes = prompt_bytes(&event);
+        let has_room = self.lost == 0
+            && self.backlog_bytes.load(Ordering::Relaxed) + bytes <= BACKLOG_BYTES_MAX;
+        // Counted first, so that the writer never takes off what is not there.
+        self.backlog_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if !has_room || events.try_send((at, event)).is_err() {
+            self.backlog_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            self.lost += 1;
+            self.lost_total.inc();
+        }
     }
 }
 
-fn write_lines(file: File, lines: &mpsc::Receiver<Receipt>) -> io::Result<()> {
-    let mut file = BufWriter::new(file);
-    loop {
-        match lines.recv_timeout(Duration::from_millis(200)) {
-            Ok(receipt) => {
-                serde_json::to_writer(&mut file, &receipt)?;
-                file.write_all(b"\n")?;
-            }
-            Err(RecvTimeoutError::Timeout) => file.flush()?,
-            Err(RecvTimeoutError::Disconnected) => return file.flush(),
+impl Drop for DecisionLog {
+    fn drop(&mut self) {
+        let Some(events) = self.events.take() else { return };
+        if self.lost > 0 {
+            // The last line tells too. An error means that the writer is gone, and has said why.
+            let _ = events.send((Timestamp::ZERO, Event::Gap { lost: self.lost }));
         }
+        drop(events);
+        if let Some(writer) = self.writer.take() {
+            let _ = writer.join();
+        }
+    }
+}
+
+fn prompt_bytes(event: &Event) -> usize {
+    match event {
+        Event::Route(route) => size_of::<BlockHash>() * route.request.prompt_blocks.len(),
+        _ => 0,
+    }
+}
+
+fn write_lines(
+    out: impl io::Write,
+    events: &mpsc::Receiver<(Timestamp, Event)>,
+    backlog_bytes: &AtomicUsize,
+) -> io::Result<()> {
+    let mut log = LogWriter::new(BufWriter::new(out));
+    loop {
+        match events.recv_timeout(Duration::from_millis(200)) {
+            Ok((at, event)) => {
+                backlog_bytes.fetch_sub(prompt_bytes(&event), Ordering::Relaxed);
+                log.write(at, &event)?;
+            }
+            Err(RecvTimeoutError::Timeout) => log.flush()?,
+            Err(RecvTimeoutError::Disconnected) => return log.flush(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kvroute_types::RequestId;
+
+    use super::*;
+
+    /// Lets the writer through only after it was opened; then sends everything on.
+    struct Gate {
+        open: mpsc::Receiver<()>,
+        out: mpsc::Sender<Vec<u8>>,
+    }
+
+    impl io::Write for Gate {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let _ = self.open.recv();
+            self.out.send(bytes.to_vec()).map_err(io::Error::other)?;
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_the_disk_cannot_take_is_a_gap_that_says_how_much() {
+        let (open, opened) = mpsc::channel();
+        let (out, written) = mpsc::channel();
+        let mut log = DecisionLog::to(Gate { open: opened, out }, 4).unwrap();
+        let total = log.lost_total();
+        // More than buffer and backlog hold, with the disk stuck.
+        for number in 0..2_000 {
+            log.append(Timestamp::ZERO, Event::End { request: RequestId(number) });
+        }
+        assert!(total.get() > 0);
+        drop(open);
+        drop(log);
+        let text: Vec<u8> = written.iter().flatten().collect();
+        let lines: Vec<serde_json::Value> = text
+            .split(|&byte| byte == b'\n')
+            .filter(|line| !line.is_empty())
+            .map(|line| serde_json::from_slice(line).unwrap())
+            .collect();
+        let mut next = 0;
+        let mut lost = 0;
+        for line in &lines {
+            if line["event"] == "gap" {
+                lost += line["lost"].as_u64().unwrap();
+                next += line["lost"].as_u64().unwrap();
+            } else {
+                assert_eq!(line["request"], next, "in order, and each gap in its place");
+                next += 1;
+            }
+        }
+        assert_eq!((next, lost), (2_000, total.get()));
     }
 }

@@ -156,6 +156,7 @@ impl Relay {
             return None;
         }
         exchange.flight.failed();
+        exchange.flight.span.failed(&failure);
         exchange.worker.fleet.metrics.error(&failure);
         tracing::warn!(%failure, kind = failure.kind(), "answer broken off");
         Some(match events {

@@ -25,6 +25,7 @@ use crate::client::ClientStream;
 use crate::config::{GatewayConfig, InvalidConfig, seconds};
 use crate::fleet::Fleet;
 use crate::receipts::DecisionLog;
+use crate::trace::Tracer;
 use crate::upstream::{Connection, Pool};
 use crate::{admin, control, proxy};
 
@@ -50,6 +51,9 @@ pub enum StartError {
     /// The decision log cannot be written.
     #[error("cannot open the decision log")]
     Log(#[source] io::Error),
+    /// No spans can be exported.
+    #[error("cannot export spans")]
+    Tracing(#[source] opentelemetry_otlp::ExporterBuildError),
     /// No thread or event loop could be made.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
@@ -105,7 +109,8 @@ impl Gateway {
         let threads = config.threads.unwrap_or_else(cores);
         let (listen, admin_listen) = (config.listen, config.admin_listen);
         let log = config.receipts.log.as_deref().map(DecisionLog::open).transpose();
-        let fleet = Arc::new(Fleet::new(config, log.map_err(StartError::Log)?)?);
+        let tracer = Tracer::new(&config.tracing).map_err(StartError::Tracing)?.map(Arc::new);
+        let fleet = Arc::new(Fleet::new(config, log.map_err(StartError::Log)?, tracer)?);
 
         let listen_on = |addr| move |source| StartError::Listen { addr, source };
         let listeners = bind(listen, threads).map_err(listen_on(listen))?;
@@ -181,6 +186,7 @@ impl Gateway {
                 ("load", config.router().load == old.router().load),
                 ("limits.connections", config.limits.connections == old.limits.connections),
                 ("receipts", config.receipts == old.receipts),
+                ("tracing", config.tracing == old.tracing),
             ];
             if let Some((key, _)) = fixed.into_iter().find(|(_, is_same)| !is_same) {
                 return Err(ReloadError::NeedsRestart { key });
@@ -205,6 +211,10 @@ impl Gateway {
             if !matches!(joined, Ok(Ok(()))) {
                 tracing::error!("the control thread panicked");
             }
+        }
+        let fleet = Arc::clone(&self.fleet);
+        if tokio::task::spawn_blocking(move || fleet.close_logs()).await.is_err() {
+            tracing::error!("the decision log and the last spans may be cut off");
         }
         tracing::info!("gateway stopped");
     }

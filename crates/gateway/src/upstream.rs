@@ -280,11 +280,23 @@ pub(crate) async fn get(
     mut headers: HeaderMap,
     body_max: usize,
 ) -> io::Result<(StatusCode, Bytes)> {
-    let mut connection = Connection::open(target).await?;
     let host = target.authority.parse().map_err(io::Error::other)?;
     headers.insert(http::header::HOST, host);
     let outgoing = Outgoing { method: &Method::GET, path, headers: &headers, body: &Bytes::new() };
-    let head = connection.send(&outgoing, target).await?;
+    call(target, &outgoing, body_max).await
+}
+
+/// Sends one request on a connection of its own.
+///
+/// # Errors
+/// If there is no connection, or no whole answer of at most `body_max` bytes.
+pub(crate) async fn call(
+    target: &Target,
+    outgoing: &Outgoing<'_>,
+    body_max: usize,
+) -> io::Result<(StatusCode, Bytes)> {
+    let mut connection = Connection::open(target).await?;
+    let head = connection.send(outgoing, target).await?;
     let mut body = Vec::new();
     while let Some(bytes) = poll_fn(|cx| connection.poll_data(cx)).await {
         let bytes = bytes?;

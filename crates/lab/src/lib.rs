@@ -11,6 +11,7 @@
 //!
 //! [`RequestRecord`]: kvroute_types::RequestRecord
 
+mod columns;
 mod manifest;
 mod measurements;
 mod quantile;

@@ -17,17 +17,13 @@ mod svg;
 mod words;
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
 
 use crate::RunResult;
+use crate::columns::{Column, Layout, finite, fixed, shortened};
 use svg::{Chart, Group};
 
-/// Columns that the text table fits in, unless its numbers are absurd.
-const TABLE_WIDTH: usize = 120;
-/// Columns that a workload's or policy's name keeps when the table is too wide.
-const NAME_WIDTH_MIN: usize = 8;
-/// Columns between two neighbours, if there is room.
-const GAP: usize = 2;
+/// Fits in 120 columns, unless its numbers are absurd; a workload's or policy's name keeps 8.
+const LAYOUT: Layout = Layout { names: 2, width: 120, name_width_min: 8 };
 /// Lines of a heading: quantity and unit, statistic, which run.
 const HEADING_LINES: usize = 3;
 
@@ -96,14 +92,13 @@ pub fn comparison_table(pairs: &[Pair]) -> String {
             .find(|scenario| scenario.holds(pair))
             .map_or_else(String::new, Scenario::short_name)
     };
-    let column = |heading: [&'static str; HEADING_LINES], cell: &dyn Fn(&Pair) -> String| Column {
-        heading,
-        cells: pairs.iter().map(cell).collect(),
+    let column = |heading: [&'static str; HEADING_LINES], cell: &dyn Fn(&Pair) -> String| {
+        Column::new(heading, pairs.iter().map(cell))
     };
     let live = |figure: Figure, decimals| move |pair: &Pair| fixed(figure(&pair.live), decimals);
     let sim = |figure: Figure, decimals| move |pair: &Pair| fixed(pair.sim(figure), decimals);
     let spread = |figure: Figure| move |pair: &Pair| fixed(pair.spread(figure), 1);
-    layout(vec![
+    LAYOUT.table(vec![
         column(["workload", "", ""], &workload),
         column(["policy", "", ""], &|pair| pair.live.policy.clone()),
         column(["TTFT ms", "mean", "live"], &live(ttft_mean_ms, 1)),
@@ -266,10 +261,6 @@ impl<'a> Scenario<'a> {
     }
 }
 
-fn finite(value: Option<f64>) -> Option<f64> {
-    value.filter(|value| value.is_finite())
-}
-
 fn percent(share: Option<f64>) -> Option<f64> {
     finite(share.map(|share| 100.0 * share))
 }
@@ -280,37 +271,11 @@ fn error_percent(live: Option<f64>, sim: Option<f64>) -> Option<f64> {
     finite(Some(100.0 * (sim? - live) / live))
 }
 
-/// A number with `decimals` digits after the point, fewer where it is so large that they say nothing;
-/// `-` for none. Zero has no sign.
-fn fixed(value: Option<f64>, decimals: usize) -> String {
-    let Some(value) = finite(value) else { return "-".to_owned() };
-    let text = match value.abs() {
-        size if size < 1e5 => format!("{value:.decimals$}"),
-        size if size < 1e8 => format!("{value:.0}"),
-        _ => format!("{value:.1e}"),
-    };
-    match text.strip_prefix('-') {
-        Some(zero) if !zero.contains(|c: char| c.is_ascii_digit() && c != '0') => zero.to_owned(),
-        _ => text,
-    }
-}
-
-/// The same, with `+` before a number that is above zero as it is shown.
+/// [`fixed`], with `+` before a number that is above zero as it is shown.
 fn signed(value: Option<f64>, decimals: usize) -> String {
     let text = fixed(value, decimals);
     let plus = !text.starts_with('-') && text.contains(|c: char| c.is_ascii_digit() && c != '0');
     if plus { format!("+{text}") } else { text }
-}
-
-/// `name` in at most `width` characters: both ends of it, with `…` for what is left out.
-fn shortened(name: &str, width: usize) -> String {
-    let length = name.chars().count();
-    if length <= width {
-        return name.to_owned();
-    }
-    let kept = width.saturating_sub(1);
-    let tail = kept / 2;
-    name.chars().take(kept - tail).chain(['…']).chain(name.chars().skip(length - tail)).collect()
 }
 
 /// `name` as part of a file name.
@@ -345,56 +310,6 @@ fn escaped(text: &str) -> String {
         }
     }
     escaped
-}
-
-/// One column of the text table. The first two hold names.
-struct Column {
-    heading: [&'static str; HEADING_LINES],
-    cells: Vec<String>,
-}
-
-impl Column {
-    fn width(&self) -> usize {
-        let cells = self.cells.iter().map(String::as_str);
-        self.heading.into_iter().chain(cells).map(|text| text.chars().count()).max().unwrap_or(0)
-    }
-}
-
-/// The columns side by side, the names flush left and the numbers flush right. When the table is too wide
-/// the longer name gives way.
-fn layout(mut columns: Vec<Column>) -> String {
-    let mut widths: Vec<_> = columns.iter().map(Column::width).collect();
-    let gaps = columns.len() - 1;
-    let gap = if widths.iter().sum::<usize>() + GAP * gaps <= TABLE_WIDTH { GAP } else { 1 };
-    while widths.iter().sum::<usize>() + gap * gaps > TABLE_WIDTH {
-        let longer = usize::from(widths[1] > widths[0]);
-        if widths[longer] <= NAME_WIDTH_MIN {
-            break;
-        }
-        widths[longer] -= 1;
-    }
-    for (column, width) in columns.iter_mut().zip(&widths).take(2) {
-        for name in &mut column.cells {
-            *name = shortened(name, *width);
-        }
-    }
-
-    let headings =
-        (0..HEADING_LINES).map(|i| columns.iter().map(|c| c.heading[i]).collect::<Vec<_>>());
-    let rows = columns[0].cells.len();
-    let cells = (0..rows).map(|i| columns.iter().map(|c| c.cells[i].as_str()).collect());
-    let mut table = String::new();
-    for row in headings.chain(cells) {
-        let mut line = format!("{:<1$}", row[0], widths[0]);
-        // Writing to a string cannot fail.
-        let _ = write!(line, "{:gap$}{:<width$}", "", row[1], width = widths[1]);
-        for (cell, width) in row.iter().zip(&widths).skip(2) {
-            let _ = write!(line, "{:gap$}{cell:>width$}", "");
-        }
-        table.push_str(line.trim_end());
-        table.push('\n');
-    }
-    table
 }
 
 #[cfg(test)]

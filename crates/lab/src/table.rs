@@ -1,16 +1,13 @@
 //! Run results as rows: a text table to read, and CSV with every scalar.
 
-use std::fmt::{Display, Write as _};
+use std::fmt::Display;
 use std::io;
 
+use crate::columns::{Column, Layout, fixed};
 use crate::{CacheResult, IndexResult, LoadResult, RunResult, Slo, Summary};
 
-/// Columns that the text table fits in, unless its numbers are absurd.
-const TABLE_WIDTH: usize = 140;
-/// Columns that a policy's name keeps when the table is too wide.
-const POLICY_WIDTH_MIN: usize = 12;
-/// Columns between two neighbours, if there is room.
-const GAP: usize = 2;
+/// Fits in 140 columns, unless its numbers are absurd; a policy's name keeps 12.
+const LAYOUT: Layout = Layout { names: 1, width: 140, name_width_min: 12 };
 
 /// Names of the CSV columns, in order: the JSON field names, the parts of a nested one joined by `_`.
 ///
@@ -50,7 +47,7 @@ pub fn text_table(runs: &[RunResult]) -> String {
     }
     let tables: Vec<_> = groups
         .iter()
-        .map(|(title, members)| format!("{title}\n\n{}", layout(columns(members))))
+        .map(|(title, members)| format!("{title}\n\n{}", LAYOUT.table(columns(members))))
         .collect();
     tables.join("\n")
 }
@@ -78,25 +75,7 @@ fn title(run: &RunResult) -> String {
     )
 }
 
-/// One column of the text table.
-struct Column {
-    /// Quantity, then statistic or unit.
-    heading: [&'static str; 2],
-    cells: Vec<String>,
-}
-
-impl Column {
-    fn new(heading: [&'static str; 2], cells: impl Iterator<Item = String>) -> Self {
-        Self { heading, cells: cells.collect() }
-    }
-
-    fn width(&self) -> usize {
-        let cells = self.cells.iter().map(String::as_str);
-        self.heading.into_iter().chain(cells).map(|text| text.chars().count()).max().unwrap_or(0)
-    }
-}
-
-fn columns(runs: &[&RunResult]) -> Vec<Column> {
+fn columns(runs: &[&RunResult]) -> Vec<Column<2>> {
     let column = |heading, cell: &dyn Fn(&RunResult) -> String| {
         Column::new(heading, runs.iter().map(|run| cell(run)))
     };
@@ -129,54 +108,6 @@ fn columns(runs: &[&RunResult]) -> Vec<Column> {
         columns.push(column(["failed", ""], &|run| run.failed.to_string()));
     }
     columns
-}
-
-/// The columns side by side, the first one flush left and the others flush right.
-fn layout(mut columns: Vec<Column>) -> String {
-    let mut widths: Vec<_> = columns.iter().map(Column::width).collect();
-    let width_with = |gap: usize| widths.iter().sum::<usize>() + gap * (widths.len() - 1);
-    let gap = if width_with(GAP) <= TABLE_WIDTH { GAP } else { 1 };
-    let excess = width_with(gap).saturating_sub(TABLE_WIDTH);
-    if excess > 0 {
-        let left = widths[0].saturating_sub(excess).max(POLICY_WIDTH_MIN);
-        widths[0] = widths[0].min(left);
-        for name in &mut columns[0].cells {
-            *name = shortened(name, widths[0]);
-        }
-    }
-
-    let rows = columns[0].cells.len();
-    let headings = (0..2).map(|i| columns.iter().map(|c| c.heading[i]).collect::<Vec<_>>());
-    let cells = (0..rows).map(|i| columns.iter().map(|c| c.cells[i].as_str()).collect());
-    let mut table = String::new();
-    for row in headings.chain(cells) {
-        let mut line = format!("{:<1$}", row[0], widths[0]);
-        for (cell, width) in row.iter().zip(&widths).skip(1) {
-            // Writing to a string cannot fail.
-            let _ = write!(line, "{:gap$}{cell:>width$}", "");
-        }
-        table.push_str(line.trim_end());
-        table.push('\n');
-    }
-    table
-}
-
-/// `name` in at most `width` characters, with `…` for what is left out.
-fn shortened(name: &str, width: usize) -> String {
-    if name.chars().count() <= width {
-        return name.to_owned();
-    }
-    name.chars().take(width.saturating_sub(1)).chain(['…']).collect()
-}
-
-/// A number with `decimals` digits after the point, fewer where it is so large that they say nothing.
-fn fixed(value: Option<f64>, decimals: usize) -> String {
-    let Some(value) = value else { return "-".to_owned() };
-    match value.abs() {
-        size if size < 1e5 => format!("{value:.decimals$}"),
-        size if size < 1e8 => format!("{value:.0}"),
-        _ => format!("{value:.1e}"),
-    }
 }
 
 fn percent(share: Option<f64>) -> String {

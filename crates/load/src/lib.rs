@@ -16,6 +16,7 @@
 //! retries (but where a kept connection turns out to be closed before anything was written to it), no statistics beyond
 //! counting: those are the lab's.
 
+mod admin;
 mod answer;
 mod clock;
 mod config;
@@ -28,6 +29,7 @@ mod prompt;
 mod sse;
 mod watch;
 
+pub use admin::{AdminError, gateway_policy};
 pub use config::{InstanceTarget, InvalidConfig, InvalidUrl, LoadConfig, Mode, PromptForm, Target};
 pub use driver::{LoadError, Progress, run};
 pub use failure::FailureKind;

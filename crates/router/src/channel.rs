@@ -21,6 +21,16 @@ pub enum Refresh {
     Never,
 }
 
+impl Refresh {
+    /// The interval, ns, at least 1; `None` if there is none.
+    pub fn interval_ns(self) -> Option<u64> {
+        match self {
+            Self::EveryS(interval) => Some(Timestamp::from_secs_f64(interval).as_nanos().max(1)),
+            Self::RealTime | Self::Never => None,
+        }
+    }
+}
+
 /// Staleness of one signal. The default is none: every change is seen at once.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -119,14 +129,12 @@ impl<T> Channel<T> {
         if self.loss > 0.0 && self.rng.random_bool(self.loss) {
             return None;
         }
-        let collected = match self.refresh {
-            Refresh::RealTime => now,
-            Refresh::EveryS(interval) => {
-                let interval = Timestamp::from_secs_f64(interval).as_nanos().max(1);
-                Timestamp::from_nanos(now.as_nanos().div_ceil(interval).saturating_mul(interval))
-            }
-            Refresh::Never => return None,
-        };
+        if self.refresh == Refresh::Never {
+            return None;
+        }
+        let collected = self.refresh.interval_ns().map_or(now, |interval| {
+            Timestamp::from_nanos(now.as_nanos().div_ceil(interval).saturating_mul(interval))
+        });
         Some(collected.plus_nanos(self.delay_ns))
     }
 

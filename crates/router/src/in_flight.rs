@@ -1,6 +1,6 @@
 //! Exact accounting of work in flight.
 
-use kvroute_types::{InstanceId, Timestamp};
+use kvroute_types::{InstanceId, RequestId, Timestamp};
 
 /// A request in flight. Handed out by [`crate::Router::route`], given back to [`crate::Router::end`]; neither copied
 /// nor cloned, so work can be released once and only once.
@@ -8,6 +8,14 @@ use kvroute_types::{InstanceId, Timestamp};
 #[must_use = "give the ticket to Router::end, or the request stays in flight for ever"]
 pub struct Ticket {
     pub(crate) slot: u32,
+    pub(crate) request: RequestId,
+}
+
+impl Ticket {
+    /// The request that was routed.
+    pub const fn request(&self) -> RequestId {
+        self.request
+    }
 }
 
 /// What a ticket stands for.
@@ -62,7 +70,7 @@ impl Flights {
         reason = "taking the ticket is what forbids a second release"
     )]
     pub(crate) fn remove(&mut self, ticket: Ticket) -> Flight {
-        let Ticket { slot } = ticket;
+        let Ticket { slot, request: _ } = ticket;
         self.free.push(slot);
         let flight = &mut self.slots[slot as usize];
         let ended = *flight;

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use kvroute_cache_index::ConfigError;
 use kvroute_policy::{Candidate, Decision, Event, Needs, Policy, RequestView, Scores};
 use kvroute_types::{InstanceId, LoadSnapshot, Timestamp, TokenCount, mix64};
 
@@ -20,6 +21,7 @@ pub struct Router {
     config: RouterConfig,
     policy: Box<dyn Policy>,
     needs: Needs,
+    seed: u64,
     /// Sorted by id; what the policy sees.
     candidates: Vec<Candidate>,
     /// Beside each candidate.
@@ -89,16 +91,16 @@ impl Router {
         config.index.validate().map_err(InvalidRouterConfig::Index)?;
         config.load.validate().map_err(InvalidRouterConfig::Load)?;
         let needs = policy.needs();
-        let directory = (needs.index || config.always_index)
-            .then(|| Directory::new(&config, mix64(seed)).map_err(InvalidRouterConfig::Directory))
-            .transpose()?;
+        // Checked even if this policy does without it: the next one may not.
+        let directory = new_directory(&config, seed).map_err(InvalidRouterConfig::Directory)?;
         Ok(Self {
             needs,
+            seed,
             candidates: Vec::new(),
             instances: Vec::new(),
             positions: Vec::new(),
             flights: Flights::default(),
-            directory,
+            directory: Some(directory).filter(|_| needs.index || config.always_index),
             load_channel: Channel::new(&config.load, mix64(seed ^ 1)),
             load_expiry: config.load.expiry(),
             readings: VecDeque::new(),
@@ -115,6 +117,26 @@ impl Router {
     /// Name of the policy.
     pub fn policy_name(&self) -> &'static str {
         self.policy.name()
+    }
+
+    /// Exchanges the policy between two decisions. The instances, the work in flight and the signals stay.
+    ///
+    /// The cache directory stays too if it is kept under both policies. Otherwise it is dropped, or begins empty: what
+    /// was routed while there was none is not known.
+    ///
+    /// # Panics
+    /// Never: [`Router::new`] has checked what a directory is built from.
+    pub fn set_policy(&mut self, policy: Box<dyn Policy>) {
+        self.policy = policy;
+        self.needs = self.policy.needs();
+        if !(self.needs.index || self.config.always_index) {
+            self.directory = None;
+            self.forget_matches();
+        } else if self.directory.is_none() {
+            let directory = new_directory(&self.config, self.seed);
+            self.directory = Some(directory.expect("checked by Router::new"));
+        }
+        self.policy.observe(Event::MembershipChanged { candidates: &self.candidates });
     }
 
     /// Signals the policy reads; no one needs to bring the others.
@@ -315,13 +337,8 @@ impl Router {
     }
 
     fn fill_matches(&mut self, now: Timestamp, request: &RequestView<'_>) {
+        self.forget_matches();
         let Some(directory) = &self.directory else { return };
-        for at in self.matched.drain(..) {
-            let candidate = &mut self.candidates[at];
-            candidate.matched_blocks = 0;
-            candidate.is_last_for_prefix = false;
-            candidate.is_last_for_session = false;
-        }
         let (positions, candidates, matched) =
             (&self.positions, &mut self.candidates, &mut self.matched);
         let position = |id: InstanceId| {
@@ -341,6 +358,16 @@ impl Router {
         if let Some(at) = session.and_then(position) {
             candidates[at].is_last_for_session = true;
             matched.push(at);
+        }
+    }
+
+    /// Takes back what the latest decision filled in.
+    fn forget_matches(&mut self) {
+        for at in self.matched.drain(..) {
+            let candidate = &mut self.candidates[at];
+            candidate.matched_blocks = 0;
+            candidate.is_last_for_prefix = false;
+            candidate.is_last_for_session = false;
         }
     }
 
@@ -379,7 +406,7 @@ impl Router {
         candidate.last_chosen = self.decisions;
         self.unseen_changed(position);
         Routed {
-            ticket: Ticket { slot },
+            ticket: Ticket { slot, request: request.id },
             instance,
             reason,
             predicted_cached_tokens: self.directory.is_some().then_some(TokenCount(predicted)),
@@ -431,6 +458,7 @@ impl Router {
     }
 
     fn membership_changed(&mut self) {
+        // Positions have moved, so all of them.
         self.matched.clear();
         for candidate in &mut self.candidates {
             candidate.matched_blocks = 0;
@@ -450,4 +478,8 @@ impl Router {
         let at = *self.positions.get(id.index())?;
         (at != ABSENT).then_some(at as usize)
     }
+}
+
+fn new_directory(config: &RouterConfig, seed: u64) -> Result<Directory, ConfigError> {
+    Directory::new(config, mix64(seed))
 }

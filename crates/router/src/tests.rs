@@ -2,7 +2,12 @@
 
 #![expect(clippy::float_cmp, reason = "results are exact")]
 
-use kvroute_policy::{PolicyConfig, Reason, RequestView};
+use std::collections::VecDeque;
+use std::sync::mpsc;
+
+use kvroute_policy::{
+    Candidate, Decision, Event, Needs, Policy, PolicyConfig, Reason, RequestView, Scores,
+};
 use kvroute_types::{BlockHash, InstanceId, LoadSnapshot, RequestId, Timestamp, TokenCount};
 use proptest::prelude::*;
 
@@ -226,6 +231,162 @@ fn settings_out_of_range_name_their_signal() {
     let load = RouterConfig { load: bad, ..RouterConfig::default() };
     assert_eq!(Router::new(index, policy(), 0).unwrap_err().to_string(), "in the index signal");
     assert_eq!(Router::new(load, policy(), 0).unwrap_err().to_string(), "in the load signal");
+}
+
+/// Makes the choices of another router, and then those of the policy, which has heard of everything.
+struct AfterScript {
+    script: VecDeque<InstanceId>,
+    policy: Box<dyn Policy>,
+}
+
+impl Policy for AfterScript {
+    fn name(&self) -> &'static str {
+        self.policy.name()
+    }
+
+    fn needs(&self) -> Needs {
+        self.policy.needs()
+    }
+
+    fn choose(
+        &mut self,
+        now: Timestamp,
+        request: &RequestView<'_>,
+        candidates: &[Candidate],
+        scores: &mut Scores,
+    ) -> Option<Decision> {
+        let Some(id) = self.script.pop_front() else {
+            return self.policy.choose(now, request, candidates, scores);
+        };
+        let position = candidates.iter().position(|candidate| candidate.id == id).unwrap();
+        Some(Decision { position, reason: Reason::Rotation })
+    }
+
+    fn observe(&mut self, event: Event<'_>) {
+        self.policy.observe(event);
+    }
+}
+
+/// Traffic with overlap, readings, an instance that fails and one that comes; `switch` is called after 100 requests.
+/// Where each request went, and what was predicted there.
+fn traffic(
+    router: &mut Router,
+    mut switch: impl FnMut(&mut Router),
+) -> Vec<(InstanceId, Option<TokenCount>)> {
+    let mut tickets = VecDeque::new();
+    let mut decisions = Vec::new();
+    for number in 0..200_u32 {
+        let now = at(f64::from(number) * 0.01);
+        match number {
+            40 => router.add_instance(InstanceId(7)),
+            60 => router.set_eligible(A, false),
+            100 => switch(router),
+            130 => router.set_eligible(A, true),
+            _ => {}
+        }
+        if number % 9 == 0 {
+            router.observe_load(now, B, load(number % 5, number % 3, now));
+        }
+        let blocks = prompt(u64::from(number * number % 7), 10);
+        let went = route(router, now, number, &blocks);
+        decisions.push((went.instance, went.predicted_cached_tokens));
+        tickets.push_back(went.ticket);
+        if let Some(ticket) = tickets.get(3) {
+            router.first_token(ticket);
+        }
+        if tickets.len() > 4 + number as usize % 5 {
+            router.end(tickets.pop_front().unwrap());
+        }
+    }
+    assert_eq!(router.in_flight(), tickets.len());
+    for ticket in tickets {
+        router.end(ticket);
+    }
+    assert_eq!((router.in_flight(), router.in_flight_cov()), (0, None));
+    decisions
+}
+
+#[test]
+fn a_policy_set_in_the_middle_decides_as_if_it_had_seen_everything() {
+    let config = RouterConfig { always_index: true, ..RouterConfig::default() };
+    let build = |name: &str| name.parse::<PolicyConfig>().unwrap().build(7).unwrap();
+    let new = |policy| {
+        let mut router = Router::new(config.clone(), policy, 7).unwrap();
+        router.add_instance(A);
+        router.add_instance(B);
+        router
+    };
+    // Of round-robin and p2c the state is the past decisions and draws, which are not derivable.
+    for name in
+        ["jsq", "session-affinity", "prefix-affinity", "load-cache", "load-cache:affinity=paper"]
+    {
+        let mut switched = new(build("p2c"));
+        let switched = traffic(&mut switched, |router| {
+            router.set_policy(build(name));
+            assert_eq!(router.policy_name(), build(name).name());
+        });
+        let script = switched[..100].iter().map(|&(id, _)| id).collect();
+        let mut knowing = new(Box::new(AfterScript { script, policy: build(name) }));
+        assert_eq!(traffic(&mut knowing, |_| {}), switched, "{name}");
+    }
+}
+
+#[test]
+fn the_directory_follows_the_policy() {
+    let mut router = router("jsq", RouterConfig::default());
+    let build = |name: &str| PolicyConfig::from_name(name).unwrap().build(7).unwrap();
+    let blocks = prompt(1, 10);
+    let predicted = |router: &mut Router, s| {
+        let went = route(router, at(s), 0, &blocks);
+        router.end(went.ticket);
+        went.predicted_cached_tokens
+    };
+    assert_eq!((predicted(&mut router, 0.0), router.keeps_index()), (None, false));
+    router.set_policy(build("load-cache"));
+    assert_eq!(predicted(&mut router, 1.0), Some(TokenCount(0)), "the first was not recorded");
+    assert_eq!(predicted(&mut router, 2.0), Some(TokenCount(160)));
+    router.set_policy(build("jsq"));
+    assert!(router.candidates().iter().all(|candidate| candidate.matched_blocks == 0));
+    assert_eq!((predicted(&mut router, 3.0), router.keeps_index()), (None, false));
+}
+
+#[test]
+fn a_new_policy_hears_of_the_table() {
+    /// Chooses the first, and notes the loads of the table as it was told of it.
+    struct Listener(mpsc::Sender<Vec<(InstanceId, u32)>>);
+
+    impl Policy for Listener {
+        fn name(&self) -> &'static str {
+            "listener"
+        }
+
+        fn needs(&self) -> Needs {
+            Needs::default()
+        }
+
+        fn choose(
+            &mut self,
+            _: Timestamp,
+            _: &RequestView<'_>,
+            _: &[Candidate],
+            _: &mut Scores,
+        ) -> Option<Decision> {
+            Some(Decision { position: 0, reason: Reason::Rotation })
+        }
+
+        fn observe(&mut self, event: Event<'_>) {
+            if let Event::MembershipChanged { candidates } = event {
+                self.0.send(candidates.iter().map(|it| (it.id, it.in_flight)).collect()).unwrap();
+            }
+        }
+    }
+
+    let mut router = router("jsq", RouterConfig::default());
+    let first = route(&mut router, at(0.0), 0, &[]);
+    let (told, tables) = mpsc::channel();
+    router.set_policy(Box::new(Listener(told)));
+    assert_eq!(tables.try_iter().collect::<Vec<_>>(), [[(A, 1), (B, 0)]]);
+    router.end(first.ticket);
 }
 
 proptest! {

@@ -212,7 +212,7 @@ impl<'a> Cluster<'a> {
         let reads_load = router.needs().load || router.needs().kv_cache_usage;
         let hears_all = reads_load && router.load_refresh() == Refresh::RealTime;
         let perfect_loads = if hears_all { engines.len() } else { 0 };
-        let load_interval_ns = config.load_interval_ns();
+        let load_interval_ns = router.load_refresh().interval_ns();
         let network_ns = Timestamp::from_secs_f64(*network_delay_s).as_nanos();
         let response_ns = Timestamp::from_secs_f64(profile.response_overhead_s).as_nanos();
         Ok(Self {

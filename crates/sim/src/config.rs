@@ -3,7 +3,7 @@
 use kvroute_engine::{EngineConfig, InvalidEngineConfig, RequestRejected};
 use kvroute_policy::{InvalidPolicy, PolicyConfig};
 use kvroute_profile::LatencyProfile;
-use kvroute_router::{InvalidRouterConfig, Refresh, RouterConfig};
+use kvroute_router::{InvalidRouterConfig, RouterConfig};
 use kvroute_types::{BlockSize, RequestId};
 use serde::{Deserialize, Serialize};
 
@@ -75,16 +75,6 @@ impl SimConfig {
         self.engine.block_size = block_size;
         self.router.block_size = block_size;
         self
-    }
-
-    /// Interval of load readings, ns, if they are read on one.
-    pub(crate) fn load_interval_ns(&self) -> Option<u64> {
-        match self.router.load.refresh {
-            Refresh::EveryS(interval) => {
-                Some(kvroute_types::Timestamp::from_secs_f64(interval).as_nanos().max(1))
-            }
-            Refresh::RealTime | Refresh::Never => None,
-        }
     }
 }
 

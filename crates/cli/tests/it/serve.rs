@@ -21,9 +21,14 @@ fn a_conversation_goes_back_to_the_instance_that_knows_it() {
         Running::start(&["mock", "--instances", "2", "--port", "0", "--time-scale", "50"]);
     let urls: Vec<String> =
         BufReader::new(mock.0.stdout.take().unwrap()).lines().take(2).map(Result::unwrap).collect();
+    let out = tempfile::tempdir().unwrap();
+    let log = out.path().join("decisions.jsonl");
+    let log = log.to_str().unwrap();
+    let logged = ["--decision-log", log];
     let any_port = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
-    let mut serve =
-        Running::start(&[&["serve", "--instance", &urls[0], &urls[1]], &any_port[..]].concat());
+    let mut serve = Running::start(
+        &[&["serve", "--instance", &urls[0], &urls[1]], &any_port[..], &logged].concat(),
+    );
     let mut line = String::new();
     BufReader::new(serve.0.stderr.take().unwrap()).read_line(&mut line).unwrap();
     let addr = line.split("http://").nth(1).unwrap().split(',').next().unwrap().to_owned();
@@ -48,11 +53,13 @@ fn a_conversation_goes_back_to_the_instance_that_knows_it() {
     assert_ne!(header(&again, "x-kvroute-predicted-cached-tokens"), "0");
     assert!(!again.contains("\"cached_tokens\":0"), "the engine hit its cache: {again}");
 
-    let out = tempfile::tempdir().unwrap();
     let target = format!("http://{addr}");
+    let admin = line.split("admin on ").nth(1).unwrap().trim().to_owned();
     let load =
         ["load", "--target", &target, "--workload", "rag", "--requests", "20", "--rate", "100"];
     let more = [
+        "--admin",
+        &admin,
         "--instance",
         &urls[0],
         &urls[1],
@@ -65,6 +72,12 @@ fn a_conversation_goes_back_to_the_instance_that_knows_it() {
     let run = &report["runs"][0];
     assert_eq!((&run["completed"], &run["failed"]), (&20.into(), &0.into()));
     assert!(run["cache"]["hit_rate"].as_f64().is_some() && run["preemptions"].as_u64().is_some());
+    assert_eq!(
+        (&run["policy"], &run["policy_config"]["kind"]),
+        (&"load-cache".into(), &"load-cache".into())
+    );
+    let wrong = ["load", "--target", &target, "--workload", "rag", "--admin", &target];
+    says(&complaint(&wrong), &["no policy from", "404", "admin API"]);
     let reasons = run["reasons"].as_object().unwrap();
     assert!(reasons.keys().all(|reason| ["cache-score", "load-score"].contains(&reason.as_str())));
     let requests = std::fs::read_to_string(out.path().join("requests.jsonl")).unwrap();
@@ -72,6 +85,37 @@ fn a_conversation_goes_back_to_the_instance_that_knows_it() {
     assert!(out.path().join("results.json").exists());
 
     assert_eq!(serve.terminate(), Some(0));
+    let replay = crate::json(&["replay", log, "--policy", "all", "--format", "json"]);
+    assert_eq!(
+        (&replay["log"]["decisions"], &replay["log"]["reproduced"]),
+        (&22.into(), &22.into())
+    );
+    assert_eq!(replay["policies"][5]["policy"], "load-cache");
+    assert_eq!(replay["policies"][5]["differing"], 0, "the policy of the log itself");
+    assert!(replay["policies"][0]["differing"].as_u64() > Some(0));
+    assert!(replay["recorded"]["predicted_cached_tokens"].as_u64() > Some(0));
+    let table = stdout(&["replay", log, "--policy", "jsq"]);
+    assert!(table.contains("recorded") && table.contains("jsq"), "{table}");
+
+    // A log that was tampered with, one that is cut, and what is no log.
+    let text = std::fs::read_to_string(log).unwrap();
+    let reason = text.split("\"reason\":\"").nth(1).unwrap().split('"').next().unwrap();
+    std::fs::write(
+        log,
+        text.replacen(&format!("\"reason\":\"{reason}"), "\"reason\":\"rotation", 1),
+    )
+    .unwrap();
+    let output = crate::kvroute(&["replay", log]);
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    says(&errors, &["21 of 22 decisions reproduced", "recorded instance", "rotation"]);
+    std::fs::write(log, &text[..text.len() - 3]).unwrap();
+    let output = crate::kvroute(&["replay", log]);
+    assert!(output.status.success());
+    says(&String::from_utf8(output.stderr).unwrap(), &["is cut off", "22 of 22"]);
+    std::fs::write(log, "{}\n").unwrap();
+    says(&complaint(&["replay", log]), &["line 1", "--decision-log"]);
+
     assert_eq!(mock.terminate(), Some(0));
 }
 
@@ -89,6 +133,16 @@ fn bad_configuration_is_named() {
     says_of(twice, &["a:1"]);
     says_of("[[instances]]\nurl = \"ftp://a\"\n", &["ftp://a", "http://"]);
     says(&complaint(&["serve", "--instance", "http://a:1", "--policy", "jqs"]), &["jqs", "jsq"]);
+    says_of(
+        "[tracing]\notlp_endpoint = \"https://a:4318\"\n[[instances]]\nurl = \"http://a:1\"\n",
+        &["otlp_endpoint", "http://HOST:PORT"],
+    );
+    let mut exported = assert_cmd::Command::cargo_bin("kvroute").unwrap();
+    exported
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318")
+        .args(["serve", "--print-config"]);
+    let printed = String::from_utf8(exported.output().unwrap().stdout).unwrap();
+    assert!(printed.contains("otlp_endpoint = \"http://collector:4318\""), "{printed}");
     says(&complaint(&["mock", "--faults", "{\"hangs\": true}"]), &["hangs", "hang"]);
     says(&complaint(&["mock", "--time-scale", "0"]), &["time_scale", "0"]);
     assert!(stdout(&["serve", "--print-config"]).contains("probe_interval_s"));

@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 use kvroute_policy::Reason;
 use kvroute_router::{Routed, Ticket};
 use kvroute_types::TokenCount;
+use opentelemetry::KeyValue;
 
 use super::{Core, Fleet};
 use crate::config::{GatewayConfig, seconds};
 use crate::instance::Instance;
 use crate::metrics::{Outcome, RouteMetrics};
+use crate::trace::RequestSpan;
 
 /// Weight of the newest sample in an instance's prefill rate.
 const RATE_WEIGHT: f64 = 0.2;
@@ -34,6 +36,7 @@ pub(crate) struct Flight {
     fleet: Arc<Fleet>,
     pub(crate) instance: Arc<Instance>,
     pub(crate) reason: Reason,
+    policy: &'static str,
     pub(crate) predicted_cached_tokens: Option<TokenCount>,
     /// `None` only while dropping.
     ticket: Option<Ticket>,
@@ -44,6 +47,8 @@ pub(crate) struct Flight {
     work_tokens: u64,
     kind: Kind,
     outcome: Outcome,
+    /// Ends with the flight that answers.
+    pub(crate) span: RequestSpan,
 }
 
 impl Flight {
@@ -52,6 +57,7 @@ impl Flight {
         fleet: Arc<Fleet>,
         instance: Arc<Instance>,
         metrics: Arc<RouteMetrics>,
+        policy: &'static str,
         routed: Routed,
         (arrived, sent): (Instant, Instant),
         work_tokens: u64,
@@ -60,6 +66,7 @@ impl Flight {
             fleet,
             instance,
             reason: routed.reason,
+            policy,
             predicted_cached_tokens: routed.predicted_cached_tokens,
             ticket: Some(routed.ticket),
             metrics,
@@ -68,7 +75,20 @@ impl Flight {
             work_tokens,
             kind: Kind::Waiting,
             outcome: Outcome::Abandoned,
+            span: RequestSpan::default(),
         }
+    }
+
+    /// Where the request went, after so many other tries, for its span.
+    pub(crate) fn attributes(&self, retries: usize) -> [KeyValue; 5] {
+        let tokens = self.predicted_cached_tokens.map_or(0, |tokens| i64::from(tokens.0));
+        [
+            KeyValue::new("kvroute.policy", self.policy),
+            KeyValue::new("kvroute.instance", self.instance.name.clone()),
+            KeyValue::new("kvroute.reason", self.reason.name()),
+            KeyValue::new("kvroute.predicted_cached_tokens", tokens),
+            KeyValue::new("kvroute.retries", i64::try_from(retries).unwrap_or(i64::MAX)),
+        ]
     }
 
     /// The answer will come in one piece, so nothing will be heard until it is there.
@@ -78,6 +98,7 @@ impl Flight {
 
     /// The first bytes of the answer's body are there.
     pub(crate) fn first_bytes(&mut self, now: Instant) {
+        self.span.first_bytes(now);
         let is_stream = self.kind == Kind::Waiting;
         self.heard(now);
         if !is_stream {

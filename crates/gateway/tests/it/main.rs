@@ -7,7 +7,9 @@ mod faults;
 mod operations;
 mod parity;
 mod proxying;
+mod replay;
 mod toy;
+mod tracing;
 
 use std::time::Duration;
 

@@ -209,13 +209,14 @@ async fn metrics_and_the_decision_log_tell_what_happened() {
         assert!(page.text().contains(&line), "no {line} in\n{}", page.text());
     }
     gateway.shutdown().await;
-    eventually("written", async || {
-        std::fs::read_to_string(&log).is_ok_and(|text| text.lines().count() == 4)
-    })
-    .await;
     let text = std::fs::read_to_string(&log).unwrap();
-    let line: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let events: Vec<_> = lines.collect();
+    assert_eq!((&events[0]["event"], &events[0]["seed"]), (&"start".into(), &0.into()));
+    assert_eq!(events.iter().filter(|line| line["event"] == "end").count(), 4);
+    let line = events.iter().find(|line| line["event"] == "route").unwrap();
     assert_eq!(line["instance"], name);
+    assert_eq!((&line["request"], &line["policy"]), (&0.into(), &"load-cache".into()));
     assert!(line["candidates"][0]["score"].is_number(), "{line}");
     assert!(line["candidates"][0]["load_age_s"].is_number(), "{line}");
     std::fs::remove_file(&log).unwrap();

@@ -135,7 +135,7 @@ fn the_table_fits_its_width() {
     pairs[3].live.ttft_ms.mean = Some(99_999.94);
     pairs[3].sims[0].ttft_ms.mean = Some(1e12);
     let table = comparison_table(&pairs);
-    assert!(table.lines().all(|line| line.chars().count() <= TABLE_WIDTH), "{table}");
+    assert!(table.lines().all(|line| line.chars().count() <= LAYOUT.width), "{table}");
     assert!(table.contains('…') && table.contains("last") && table.contains("seed=2"), "{table}");
 }
 

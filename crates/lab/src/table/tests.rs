@@ -139,7 +139,7 @@ fn a_long_policy_name_gives_way() {
     let mut long = run("a-policy-with-a-very-long-name-of-its-own-and-more-to-say", 4, 1, 80.0);
     long.failed = 3;
     let table = text_table(&[long, run("jsq", 4, 2, 99_999.0)]);
-    assert!(table.lines().all(|line| line.chars().count() <= TABLE_WIDTH), "{table}");
+    assert!(table.lines().all(|line| line.chars().count() <= LAYOUT.width), "{table}");
     assert!(table.contains("a-policy-with-a"), "{table}");
     assert!(table.contains('…'), "{table}");
 }
@@ -213,6 +213,6 @@ proptest! {
         wide.completed_rps = Some(rps);
         wide.goodput_rps = Some(rps);
         let table = text_table(&[wide, run("jsq", 1, 0, 1.0)]);
-        prop_assert!(table.lines().all(|line| line.chars().count() <= TABLE_WIDTH), "{}", table);
+        prop_assert!(table.lines().all(|line| line.chars().count() <= LAYOUT.width), "{}", table);
     }
 }
