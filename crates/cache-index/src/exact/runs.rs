@@ -218,9 +218,7 @@ impl Runs {
         run.len += 1;
         let slot = run.slot(at);
         self.segments[slot >> SLOT_BITS].hashes[(slot & 15) as usize] = hash;
-        let segments = &self.segments;
-        self.table
-            .insert(hash, slot, |slot| segments[slot >> SLOT_BITS].hashes[(slot & 15) as usize]);
+        self.table.insert(hash, slot);
         Place { run: id, at }
     }
 
