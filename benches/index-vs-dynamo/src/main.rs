@@ -12,7 +12,10 @@ use indexes::{Concurrent, Index, Ours, Radix};
 use measure::{Cold, live_bytes, percentiles, print_costs, print_header, print_rates, processor_s};
 use workload::{Query, Workload};
 
+/// Ingests to take the median of.
 const ROUNDS: usize = 5;
+const WARM_CALLS: usize = 4_096;
+const COLD_CALLS: usize = 128;
 
 fn main() {
     let part = std::env::args().nth(1);
@@ -47,7 +50,8 @@ fn run(name: &str, workload: &Workload) {
     );
     print_header();
     let mut rates: [Vec<f64>; 3] = Default::default();
-    for _ in 0..ROUNDS {
+    let rounds = if workload.entries > 5_000_000 { 3 } else { ROUNDS };
+    for _ in 0..rounds {
         rates[0].push(ingest::<Ours>(workload).1);
         rates[1].push(ingest::<Radix>(workload).1);
         rates[2].push(ingest::<Concurrent>(workload).1);
@@ -74,10 +78,10 @@ fn run(name: &str, workload: &Workload) {
     for (kind, queries) in &workload.queries {
         let holders: usize = queries.iter().map(|query| indexes[0].answer(query).len()).sum();
         let kind = format!("{kind} [{:.0}]", holders as f64 / queries.len() as f64);
-        let warm = lookups(&indexes, queries, None, 4_096);
+        let warm = lookups(&indexes, queries, None, WARM_CALLS);
         print_costs(&format!("{kind}, warm p50, ns"), warm.map(|(p50, _)| p50));
         print_costs(&format!("{kind}, warm p99, ns"), warm.map(|(_, p99)| p99));
-        let cold = lookups(&indexes, queries, Some(&cold), 256);
+        let cold = lookups(&indexes, queries, Some(&cold), COLD_CALLS);
         print_costs(&format!("{kind}, cold p50, ns"), cold.map(|(p50, _)| p50));
         print_costs(&format!("{kind}, cold p99, ns"), cold.map(|(_, p99)| p99));
     }

@@ -272,7 +272,7 @@ impl ExactIndex {
 }
 
 /// How many hashes are searched for at a time.
-const TOUCHED: usize = 16;
+const TOUCHED: usize = 32;
 
 fn behind(place: Place) -> Place {
     Place { at: place.at + 1, ..place }

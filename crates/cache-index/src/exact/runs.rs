@@ -55,7 +55,7 @@ impl Run {
 
     #[inline]
     pub(super) fn slot(&self, at: u32) -> u32 {
-        self.segments[(at / SEGMENT_BLOCKS) as usize] << SLOT_BITS | at % SEGMENT_BLOCKS
+        (self.segments[(at / SEGMENT_BLOCKS) as usize] << SLOT_BITS) | (at % SEGMENT_BLOCKS)
     }
 
     fn heap_bytes(&self) -> usize {
@@ -76,7 +76,7 @@ pub(super) struct Place {
 pub(super) struct Runs {
     segments: Chunks<Segment, 512>,
     free_segment: u32,
-    runs: Chunks<Run, 256>,
+    heads: Chunks<Run, 256>,
     free_run: u32,
     table: Table,
     /// What the runs' lists have allocated.
@@ -88,7 +88,7 @@ impl Runs {
         Self {
             segments: Chunks::new(),
             free_segment: NIL,
-            runs: Chunks::new(),
+            heads: Chunks::new(),
             free_run: NIL,
             table: Table::new(),
             heap_bytes: 0,
@@ -98,7 +98,7 @@ impl Runs {
     /// Bytes allocated.
     pub(super) fn allocated_bytes(&self) -> usize {
         self.segments.allocated_bytes()
-            + self.runs.allocated_bytes()
+            + self.heads.allocated_bytes()
             + self.table.allocated_bytes()
             + self.heap_bytes
     }
@@ -110,17 +110,17 @@ impl Runs {
 
     /// Ids of runs are below this. A free one has no spans.
     pub(super) fn ids_end(&self) -> u32 {
-        self.runs.len()
+        self.heads.len()
     }
 
     #[inline]
     pub(super) fn run(&self, run: u32) -> &Run {
-        &self.runs[run]
+        &self.heads[run]
     }
 
     #[inline]
     pub(super) fn hash(&self, run: u32, at: u32) -> BlockHash {
-        self.hash_of(self.runs[run].slot(at))
+        self.hash_of(self.heads[run].slot(at))
     }
 
     #[inline]
@@ -148,7 +148,7 @@ impl Runs {
     /// before it.
     #[inline]
     pub(super) fn shared_len(&self, Place { run, at }: Place, prompt: &[BlockHash]) -> u32 {
-        let run = &self.runs[run];
+        let run = &self.heads[run];
         let prompt_len = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
         let agree = |offset: u32| self.hash_of(run.slot(at + offset)) == prompt[offset as usize];
         let len = (run.len - at).min(prompt_len);
@@ -184,13 +184,13 @@ impl Runs {
     pub(super) fn append_bytes(&self, run: Option<u32>, hash: BlockHash) -> Option<usize> {
         let mut bytes = self.table.growth_bytes(hash);
         if let Some(id) = run {
-            let run = &self.runs[id];
-            if run.len % SEGMENT_BLOCKS != 0 {
+            let run = &self.heads[id];
+            if !run.len.is_multiple_of(SEGMENT_BLOCKS) {
                 return Some(bytes);
             }
             bytes += growth_bytes(&run.segments, grown_segments(run.segments.capacity()));
         } else if self.free_run == NIL {
-            bytes += self.runs.growth_bytes();
+            bytes += self.heads.growth_bytes();
         }
         if self.free_segment == NIL {
             if self.segments.len() == SEGMENTS_MAX {
@@ -205,16 +205,16 @@ impl Runs {
     /// span that covers it.
     pub(super) fn append(&mut self, run: Option<u32>, hash: BlockHash) -> Place {
         let id = run.unwrap_or_else(|| self.new_run());
-        let at = self.runs[id].len;
+        let at = self.heads[id].len;
         if at.is_multiple_of(SEGMENT_BLOCKS) {
             let segment = self.new_segment();
             self.segments[segment].run = id;
             self.segments[segment].number = at / SEGMENT_BLOCKS;
-            let segments = &mut self.runs[id].segments;
+            let segments = &mut self.heads[id].segments;
             self.heap_bytes += reserve(segments, grown_segments(segments.capacity()));
             segments.push(segment);
         }
-        let run = &mut self.runs[id];
+        let run = &mut self.heads[id];
         run.len += 1;
         let slot = run.slot(at);
         self.segments[slot >> SLOT_BITS].hashes[(slot & 15) as usize] = hash;
@@ -224,47 +224,47 @@ impl Runs {
 
     /// A new run branches off behind position `at - 1`.
     pub(super) fn set_fork(&mut self, run: u32, at: u32) {
-        self.runs[run].fork = at;
+        self.heads[run].fork = at;
     }
 
     /// Bytes that [`reserve_span`](Self::reserve_span) will allocate.
     pub(super) fn span_bytes(&self, run: u32) -> usize {
-        let spans = &self.runs[run].spans;
+        let spans = &self.heads[run].spans;
         growth_bytes(spans, super::spans::grown_capacity(spans.capacity()))
     }
 
     /// Makes room for one more span.
     pub(super) fn reserve_span(&mut self, run: u32) {
-        let spans = &mut self.runs[run].spans;
+        let spans = &mut self.heads[run].spans;
         self.heap_bytes += reserve(spans, super::spans::grown_capacity(spans.capacity()));
     }
 
     /// A run's spans, to be changed within their capacity. When none reaches the run's end any more,
     /// [`trim`](Self::trim).
     pub(super) fn spans_mut(&mut self, run: u32) -> &mut Spans {
-        &mut self.runs[run].spans
+        &mut self.heads[run].spans
     }
 
     /// Forgets the blocks of a run behind the last that somebody holds; with none left, the run.
     pub(super) fn trim(&mut self, id: u32) {
-        let run = &self.runs[id];
+        let run = &self.heads[id];
         if run.spans.iter().any(|span| span.end == run.len) {
             return;
         }
         let end = run.spans.iter().map(|span| span.end).max().unwrap_or(0);
-        while self.runs[id].len > end {
-            let at = self.runs[id].len - 1;
-            let slot = self.runs[id].slot(at);
+        while self.heads[id].len > end {
+            let at = self.heads[id].len - 1;
+            let slot = self.heads[id].slot(at);
             self.table.remove(self.hash_of(slot), slot);
-            self.runs[id].len = at;
+            self.heads[id].len = at;
             if at.is_multiple_of(SEGMENT_BLOCKS) {
                 let segment = slot >> SLOT_BITS;
-                self.runs[id].segments.pop();
+                self.heads[id].segments.pop();
                 self.segments[segment].run = self.free_segment;
                 self.free_segment = segment;
             }
         }
-        let run = &mut self.runs[id];
+        let run = &mut self.heads[id];
         if end == 0 {
             self.heap_bytes -= run.heap_bytes();
             *run = Run { len: self.free_run, ..Run::default() };
@@ -276,12 +276,12 @@ impl Runs {
     pub(super) fn is_dead(&self, run: u32, at: u32) -> bool {
         let start = at - at % SEGMENT_BLOCKS;
         let end = start + SEGMENT_BLOCKS;
-        self.runs[run].spans.iter().all(|span| span.end <= start || end <= span.start)
+        self.heads[run].spans.iter().all(|span| span.end <= start || end <= span.start)
     }
 
     /// The number of the last segment of which nobody holds a block.
     pub(super) fn last_dead(&self, run: u32) -> Option<u32> {
-        let run = &self.runs[run];
+        let run = &self.heads[run];
         let mut live = vec![false; run.segments.len()];
         for span in &run.spans {
             let first = span.start / SEGMENT_BLOCKS;
@@ -293,9 +293,9 @@ impl Runs {
 
     /// Bytes that [`split`](Self::split) at this segment will allocate at most.
     pub(super) fn split_bytes(&self, run: u32, number: u32) -> usize {
-        let run = &self.runs[run];
+        let run = &self.heads[run];
         let segments = run.segments.len() - number as usize;
-        let new_run = if self.free_run == NIL { self.runs.growth_bytes() } else { 0 };
+        let new_run = if self.free_run == NIL { self.heads.growth_bytes() } else { 0 };
         new_run + segments * size_of::<u32>() + run.spans.len() * size_of::<Span>()
     }
 
@@ -304,7 +304,7 @@ impl Runs {
     pub(super) fn split(&mut self, id: u32, number: u32) -> u32 {
         let cut = number * SEGMENT_BLOCKS;
         let lower_id = self.new_run();
-        let upper = &mut self.runs[id];
+        let upper = &mut self.heads[id];
         let lower = Run {
             segments: SmallVec::from_slice(&upper.segments[number as usize..]),
             spans: (upper.spans.iter().filter(|span| span.start >= cut))
@@ -321,16 +321,16 @@ impl Runs {
             self.segments[segment].number = number;
         }
         self.heap_bytes += lower.heap_bytes();
-        self.runs[lower_id] = lower;
+        self.heads[lower_id] = lower;
         lower_id
     }
 
     fn new_run(&mut self) -> u32 {
         if self.free_run == NIL {
-            return self.runs.push();
+            return self.heads.push();
         }
         let id = self.free_run;
-        self.free_run = std::mem::take(&mut self.runs[id].len);
+        self.free_run = std::mem::take(&mut self.heads[id].len);
         id
     }
 
@@ -379,7 +379,7 @@ impl Runs {
     pub(super) fn check(&self) {
         let (mut blocks, mut heap_bytes) = (0, 0);
         for id in 0..self.ids_end() {
-            let run = &self.runs[id];
+            let run = &self.heads[id];
             heap_bytes += run.heap_bytes();
             if run.spans.is_empty() {
                 assert!(run.segments.is_empty());
