@@ -43,8 +43,8 @@ pub use snapshot::SnapshotError;
 pub struct ExactIndexConfig {
     /// Most bytes of memory for the whole index; at least 1,048,576.
     ///
-    /// Default 268,435,456 (256 MiB): some 14 million distinct blocks of long prompts, the KV blocks
-    /// of 200 instances with a million tokens each (our choice).
+    /// Default 268,435,456 (256 MiB): at least 10 million distinct blocks of long prompts, the KV
+    /// blocks of 160 instances with a million tokens each (our choice).
     pub budget_bytes: usize,
 }
 
@@ -138,23 +138,22 @@ impl ExactIndex {
         // What was found or added and is not yet in a span.
         let mut run = next.map_or(0, |next| next.run);
         let mut part = 0..0;
-        for (batch, batch_start) in blocks.chunks(TOUCHED).zip((0..).step_by(TOUCHED)) {
-            self.runs.touch(batch);
-            for (index, &hash) in batch.iter().enumerate() {
-                let Some(place) = self.find_or_append(next, hash) else {
-                    let rest = blocks.len() - batch_start - index;
-                    self.refused_blocks += rest as u64;
-                    self.hold(instance, run, part);
-                    return;
-                };
-                if (place.run, place.at) != (run, part.end) || part.is_empty() {
-                    self.hold(instance, run, part);
-                    run = place.run;
-                    part = place.at..place.at;
-                }
-                part.end += 1;
-                next = Some(behind(place));
+        self.prefetch(&blocks[..blocks.len().min(AHEAD)]);
+        for (index, &hash) in blocks.iter().enumerate() {
+            if let Some(&ahead) = blocks.get(index + AHEAD) {
+                self.runs.prefetch(ahead);
             }
+            let Some(place) = self.find_or_append(next, hash) else {
+                self.refused_blocks += (blocks.len() - index) as u64;
+                break;
+            };
+            if (place.run, place.at) != (run, part.end) || part.is_empty() {
+                self.hold(instance, run, part);
+                run = place.run;
+                part = place.at..place.at;
+            }
+            part.end += 1;
+            next = Some(behind(place));
         }
         self.hold(instance, run, part);
     }
@@ -162,9 +161,9 @@ impl ExactIndex {
     /// The instance removed one copy of each of these blocks. One that it does not hold is counted
     /// ([`unknown_removals`](Self::unknown_removals)) and otherwise ignored.
     pub fn removed(&mut self, instance: InstanceId, blocks: &[BlockHash]) {
-        for batch in blocks.chunks(TOUCHED) {
+        for batch in blocks.chunks(AHEAD) {
             if batch.len() > 1 {
-                self.runs.touch(batch);
+                self.prefetch(batch);
             }
             for &hash in batch {
                 if !self.remove(instance, hash) {
@@ -241,6 +240,12 @@ impl ExactIndex {
         bytes == 0 || self.memory_bytes() + bytes <= self.budget_bytes
     }
 
+    fn prefetch(&self, blocks: &[BlockHash]) {
+        for &hash in blocks {
+            self.runs.prefetch(hash);
+        }
+    }
+
     /// Makes an instance known; returns whether it is.
     fn know(&mut self, instance: InstanceId) -> bool {
         if self.instances.contains_key(&instance) {
@@ -271,8 +276,8 @@ impl ExactIndex {
     }
 }
 
-/// How many hashes are searched for at a time.
-const TOUCHED: usize = 32;
+/// How many searches ahead memory is asked for.
+const AHEAD: usize = 16;
 
 fn behind(place: Place) -> Place {
     Place { at: place.at + 1, ..place }

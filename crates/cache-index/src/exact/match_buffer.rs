@@ -97,6 +97,9 @@ fn before(spans: &[Span], instance: InstanceId, at: u32) -> usize {
     // Most often the next is the one, or near; if not, there are few instances and many spans.
     const NEAR: usize = 8;
     let is_before = |span: &Span| (span.instance, span.end) <= (instance, at);
+    if spans.first().is_some_and(|span| !is_before(span)) {
+        return 0;
+    }
     match spans.iter().take(NEAR).position(|span| !is_before(span)) {
         Some(near) => near,
         None if spans.len() <= NEAR => spans.len(),

@@ -136,11 +136,10 @@ impl Runs {
         Some(Place { run, at: number * SEGMENT_BLOCKS + (slot & 15) })
     }
 
-    /// Makes the searches for these hashes, soon after, wait for memory together, not in turn.
+    /// Asks for what a search for this hash, soon after, will read first.
     #[inline]
-    pub(super) fn touch(&self, hashes: &[BlockHash]) {
-        let seen = hashes.iter().fold(0, |seen, &hash| seen ^ self.table.touch(hash));
-        std::hint::black_box(seen);
+    pub(super) fn prefetch(&self, hash: BlockHash) {
+        self.table.prefetch(hash);
     }
 
     /// How many leading blocks of `prompt` (at least one, as it was found there) are the run's from

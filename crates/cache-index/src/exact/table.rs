@@ -13,6 +13,7 @@
 //! The table does not hold whole hashes: it asks its owner, who has them by slot.
 
 use kvroute_types::BlockHash;
+use prefetch_index::prefetch_index;
 
 const WIDTH: usize = 7;
 const SHARD_BITS: u32 = 6;
@@ -132,12 +133,12 @@ impl Table {
         }
     }
 
-    /// Reads a byte of the bucket, so that a search soon after finds it in the processor's cache.
+    /// Asks for the bucket, so that a search soon after finds it in the processor's cache.
     #[inline]
-    pub(super) fn touch(&self, hash: BlockHash) -> u8 {
+    pub(super) fn prefetch(&self, hash: BlockHash) {
         let home = Home::of(hash);
-        let buckets = &self.shards[home.shard].buckets;
-        buckets.get(bucket(home.fraction, buckets.len())).map_or(0, |bucket| bucket.occupied)
+        let buckets = &self.shards[home.shard].buckets[..];
+        prefetch_index(buckets, bucket(home.fraction, buckets.len()));
     }
 
     /// The slot of this hash for which `is_it` holds.
@@ -287,9 +288,18 @@ mod tests {
                 }
                 prop_assert_eq!(table.len(), model.len());
             }
+            let passed = |table: &Table| -> u64 {
+                let buckets = table.shards.iter().flat_map(|shard| &shard.buckets);
+                buckets.map(|bucket| u64::from(bucket.passed)).sum()
+            };
             for (&hash, &slot) in &model {
                 prop_assert_eq!(table.find(hash, |other| hash_of(other) == hash), Some(slot));
             }
+            // Once there is nothing in it, searches are as short as in a new one.
+            for (&hash, &slot) in &model {
+                table.remove(hash, slot);
+            }
+            prop_assert_eq!(passed(&table), 0);
         }
     }
 }

@@ -348,6 +348,23 @@ fn at_the_budget_blocks_are_refused_and_room_comes_back() {
 }
 
 #[test]
+fn a_prompt_parts_from_a_run_anywhere() {
+    let long = chain(0..200);
+    let (a, mut buffer) = (InstanceId(1), MatchBuffer::default());
+    // Another run branches off at `fork`, which is where a look-up guesses first.
+    for fork in [1, 2, 15, 99, 198] {
+        let mut index = index(1 << 20);
+        index.stored(a, None, &long);
+        index.stored(a, Some(long[fork - 1]), &chain([7_777]));
+        for parting in 1..200 {
+            let prompt = chain((0..200).map(|depth| depth + u64::from(depth >= parting) * 1_000));
+            let found = matches(&index, &mut buffer, &prompt);
+            assert_eq!(found, BTreeMap::from([(a, u32::try_from(parting).unwrap())]));
+        }
+    }
+}
+
+#[test]
 fn a_budget_too_small_is_refused_with_the_smallest() {
     let error = ExactIndex::new(ExactIndexConfig { budget_bytes: 1000 }).unwrap_err();
     assert_eq!(error, ConfigError::BudgetTooSmall { budget_bytes: 1000, min_bytes: 1 << 20 });
