@@ -9,8 +9,7 @@ use super::ExactIndex;
 ///
 /// Which form for what:
 /// * One thread, or a caller that has a lock of its own around all that a decision reads and writes
-///   (the router core): the plain [`ExactIndex`]. A look-up is so short that a second lock would
-///   cost a good part of it.
+///   (the gateway around its router): the plain [`ExactIndex`]. A second lock would protect nothing.
 /// * Events applied by tasks of their own while others look up: this one.
 ///
 /// A lock per part of the index would let writers pass each other, but an event names its blocks by
