@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-/// Why a [`History`](crate::History) or a [`LastRoute`](crate::LastRoute) could not be made.
+/// Why a [`History`](crate::History), an [`ExactIndex`](crate::ExactIndex) or a
+/// [`LastRoute`](crate::LastRoute) could not be made.
 #[derive(Clone, Copy, Debug, PartialEq, Error)]
 #[non_exhaustive]
 pub enum ConfigError {
