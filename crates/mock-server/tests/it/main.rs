@@ -8,6 +8,7 @@
 mod client;
 mod faults;
 mod fixtures;
+mod kv_events;
 mod serving;
 mod shape;
 mod timing;
