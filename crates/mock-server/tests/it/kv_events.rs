@@ -121,7 +121,10 @@ async fn the_recorded_scenario_gives_the_recorded_messages() {
     for (recording, hash_algo, int_block_hashes) in recordings {
         let recording: Value = serde_json::from_str(recording).unwrap();
         let settings = KvEventsConfig { hash_algo, int_block_hashes, ..with_topic() };
-        let cluster = start(publishing(settings)).await;
+        let mut config = publishing(settings);
+        // The recorded server's.
+        config.engine.max_num_batched_tokens = 2_048;
+        let cluster = start(config).await;
         recorded_scenario(cluster.addresses()[0]).await;
         let batches = replay_of(&cluster, 0).await;
         let numbers: Vec<u64> = batches.iter().map(|(seq, _)| *seq).collect();
@@ -142,8 +145,7 @@ async fn the_recorded_scenario_gives_the_recorded_messages() {
                     counts[kind] = json!(counts[kind].as_u64().unwrap_or(0) + *count as u64);
                 }
                 let Some(frames) = message["frames_hex"].as_array() else {
-                    // Too long to be there whole: the numbers of events and bytes, but for a few of the times of
-                    // the day and of the generated tokens.
+                    // Too long to be there whole: the number of bytes, and with the counts below of events.
                     let size = message["payload_bytes"].as_u64().unwrap();
                     assert_eq!(mine.len() as u64, size, "{name} {index}");
                     continue;
