@@ -122,8 +122,9 @@ async fn the_recorded_scenario_gives_the_recorded_messages() {
         let recording: Value = serde_json::from_str(recording).unwrap();
         let settings = KvEventsConfig { hash_algo, int_block_hashes, ..with_topic() };
         let mut config = publishing(settings);
-        // The recorded server's.
+        // The recorded server's: it published each chunk of a prompt in a message of its own.
         config.engine.max_num_batched_tokens = 2_048;
+        config.engine.async_scheduling = false;
         let cluster = start(config).await;
         recorded_scenario(cluster.addresses()[0]).await;
         let batches = replay_of(&cluster, 0).await;
