@@ -49,6 +49,7 @@ pub(crate) struct Publisher {
 
 impl Publisher {
     /// Starts one; free ports are named in `options` afterwards.
+    #[expect(clippy::needless_pass_by_value, reason = "set-ups are made for one publisher")]
     pub(crate) fn start(options: Options) -> Self {
         let context = zmq::Context::new();
         // An XPUB is a PUB that shows who subscribes.
@@ -105,7 +106,7 @@ impl Publisher {
 
     pub(crate) fn source_without_replay(&self) -> SourceConfig {
         let mut source = SourceConfig::new(self.options.events.parse().unwrap());
-        source.topic = TOPIC.to_owned();
+        TOPIC.clone_into(&mut source.topic);
         source.retry_max = Duration::from_millis(200);
         source
     }
@@ -161,14 +162,14 @@ fn serve(
             let Ok(start) = parse_replay_request(&request[1..]) else { continue };
             let form =
                 if without_topic { ReplayForm::WithoutTopic } else { ReplayForm::WithTopic(TOPIC) };
-            let reply = |frames: Vec<std::borrow::Cow<'_, [u8]>>| {
+            let answer = |frames: Vec<std::borrow::Cow<'_, [u8]>>| {
                 let all = std::iter::once(&request[0][..]).chain(frames.iter().map(AsRef::as_ref));
                 replay.send_multipart(all.map(<[u8]>::to_vec), 0).unwrap();
             };
             for (seq, payload) in buffer.iter().filter(|(seq, _)| *seq >= start) {
-                reply(replay_batch_frames(form, *seq, payload));
+                answer(replay_batch_frames(form, *seq, payload));
             }
-            reply(replay_end_frames(form));
+            answer(replay_end_frames(form));
         }
     }
 }
