@@ -149,6 +149,7 @@ async fn a_start_in_the_middle_is_a_loss() {
     for hash in 0..40 {
         publisher.publish(batch(hash));
     }
+    publisher.await_published().await;
     let mut subscription = Subscription::connect(publisher.source_without_replay());
     assert_eq!(next(&mut subscription).await, Fact::Connected);
     publisher.await_subscriber().await;

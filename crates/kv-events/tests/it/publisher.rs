@@ -37,6 +37,7 @@ impl Default for Options {
 enum Command {
     Publish(Vec<u8>),
     AwaitSubscriber(oneshot::Sender<()>),
+    Answer(oneshot::Sender<()>),
     Stop,
 }
 
@@ -75,6 +76,13 @@ impl Publisher {
 
     pub(crate) fn publish(&self, payload: Vec<u8>) {
         self.commands.send(Command::Publish(payload)).unwrap();
+    }
+
+    /// Waits until everything so far is published.
+    pub(crate) async fn await_published(&self) {
+        let (done, is_done) = oneshot::channel();
+        self.commands.send(Command::Answer(done)).unwrap();
+        is_done.await.unwrap();
     }
 
     /// Waits until the next subscription is in force.
@@ -155,6 +163,7 @@ fn serve(
                 assert_eq!(events.recv_bytes(0).unwrap(), [b"\x01", TOPIC.as_bytes()].concat());
                 done.send(()).unwrap();
             }
+            Ok(Command::Answer(done)) => done.send(()).unwrap(),
             Ok(Command::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
             Err(mpsc::RecvTimeoutError::Timeout) => {}
         }

@@ -56,12 +56,12 @@ async fn recorded_scenario(address: SocketAddr) {
 }
 
 /// All batches, by a libzmq DEALER: number and payload.
-fn replay(endpoint: String, start_seq: u64) -> Vec<(u64, Vec<u8>)> {
+fn replay(endpoint: &str, start_seq: u64) -> Vec<(u64, Vec<u8>)> {
     let context = zmq::Context::new();
     let socket = context.socket(zmq::DEALER).unwrap();
     socket.set_linger(0).unwrap();
     socket.set_rcvtimeo(30_000).unwrap();
-    socket.connect(&endpoint).unwrap();
+    socket.connect(endpoint).unwrap();
     let request = replay_request_frames(start_seq);
     socket.send_multipart(request.iter().map(AsRef::as_ref), 0).unwrap();
     let mut batches = Vec::new();
@@ -79,7 +79,7 @@ fn replay(endpoint: String, start_seq: u64) -> Vec<(u64, Vec<u8>)> {
 
 async fn replay_of(cluster: &MockCluster, start_seq: u64) -> Vec<(u64, Vec<u8>)> {
     let endpoint = format!("tcp://{}", cluster.instances()[0].kv_events().unwrap().replay);
-    tokio::task::spawn_blocking(move || replay(endpoint, start_seq)).await.unwrap()
+    tokio::task::spawn_blocking(move || replay(&endpoint, start_seq)).await.unwrap()
 }
 
 fn from_hex(hex: &str) -> Vec<u8> {
