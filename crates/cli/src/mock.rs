@@ -4,8 +4,11 @@ use std::net::IpAddr;
 
 use anyhow::anyhow;
 use clap::Args;
-use kvroute_mock_server::{Faults, MockCluster, MockConfig, StartError, ZeroDelay};
+use kvroute_mock_server::{
+    Faults, KvEventsConfig, MockCluster, MockConfig, MockInstance, StartError, ZeroDelay,
+};
 use kvroute_types::BlockSize;
+use kvroute_vllm_wire::HashAlgo;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cluster_args::read_profile;
@@ -13,7 +16,7 @@ use crate::failure::Failure;
 
 /// Run simulated vLLM instances behind vLLM's HTTP API, in real time.
 ///
-/// Prints one base URL a line. SIGTERM or Ctrl-C stops it. `POST /mock/faults` on an instance makes it misbehave.
+/// Prints one base URL a line, with `--kv-events` followed by the endpoints of KV events and replays. SIGTERM or Ctrl-C stops it. `POST /mock/faults` on an instance makes it misbehave.
 #[derive(Debug, Args)]
 pub(crate) struct MockArgs {
     /// Number of instances.
@@ -52,6 +55,24 @@ pub(crate) struct MockArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
 
+    /// Publish KV-cache events over ZMQ as vLLM does, each instance at an endpoint of its own; `GET /kv_event_sources`
+    /// tells it too.
+    #[arg(long)]
+    kv_events: bool,
+
+    /// Port of the first instance's KV events; the others follow, then the replay endpoints in the same order; 0 takes
+    /// free ones.
+    #[arg(long, value_name = "P", default_value_t = 0, requires = "kv_events")]
+    kv_events_port: u16,
+
+    /// First frame of each message of KV events.
+    #[arg(long, value_name = "TOPIC", default_value = "", requires = "kv_events")]
+    kv_events_topic: String,
+
+    /// Which hashes name blocks in KV events: `sha256` or `sha256_cbor`.
+    #[arg(long, value_name = "ALGO", default_value = "sha256", requires = "kv_events")]
+    prefix_caching_hash_algo: HashAlgo,
+
     /// Answer at once with N token events, without an engine: a plain upstream for measuring what is in front of it.
     #[arg(long, value_name = "N")]
     zero_delay: Option<u32>,
@@ -73,7 +94,7 @@ pub(crate) fn run(args: &MockArgs) -> Result<(), Failure> {
             _ => Failure::usage(error),
         })?;
         for instance in cluster.instances() {
-            println!("{}", instance.url());
+            println!("{}", line(instance));
         }
         tokio::select! {
             _ = terminate.recv() => {}
@@ -86,6 +107,14 @@ pub(crate) fn run(args: &MockArgs) -> Result<(), Failure> {
         }
         Ok(())
     })
+}
+
+/// What is printed of an instance.
+fn line(instance: &MockInstance) -> String {
+    match instance.kv_events() {
+        Some(at) => format!("{} tcp://{} tcp://{}", instance.url(), at.events, at.replay),
+        None => instance.url(),
+    }
 }
 
 fn config(args: &MockArgs) -> Result<MockConfig, Failure> {
@@ -110,6 +139,12 @@ fn config(args: &MockArgs) -> Result<MockConfig, Failure> {
         models: args.model.clone(),
         time_scale: args.time_scale,
         seed: args.seed,
+        kv_events: args.kv_events.then(|| KvEventsConfig {
+            port: args.kv_events_port,
+            topic: args.kv_events_topic.clone(),
+            hash_algo: args.prefix_caching_hash_algo,
+            ..KvEventsConfig::default()
+        }),
         zero_delay: args.zero_delay.map(|events| ZeroDelay { events }),
         faults,
         ..config

@@ -11,6 +11,7 @@ use std::hash::{Hash, Hasher};
 
 use hashbrown::HashTable;
 use kvroute_types::{BlockKey, BlockSize};
+use kvroute_vllm_wire::{BlockDigest, BlockHasher, ExtraKeys};
 use rustc_hash::FxHasher;
 
 /// The interner of one engine.
@@ -19,6 +20,18 @@ pub(crate) struct BlockKeys {
     entries: Vec<Entry>,
     table: HashTable<u32>,
     free: Vec<u32>,
+    /// Computes vLLM's hashes of new blocks, where events are published.
+    hasher: Option<BlockHasher>,
+}
+
+/// A block as an event names it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Block<'a> {
+    /// vLLM's hash (R14); `None` in an interner without a hasher.
+    pub(crate) digest: Option<BlockDigest>,
+    pub(crate) tokens: &'a [u32],
+    /// `cache_salt`, of a sequence's first block only.
+    pub(crate) salt: Option<&'a str>,
 }
 
 #[derive(Debug, Default)]
@@ -28,6 +41,7 @@ struct Entry {
     /// `cache_salt`, of a sequence's first block only.
     salt: Option<Box<str>>,
     tokens: Box<[u32]>,
+    digest: Option<BlockDigest>,
     /// Requests that hold it, children interned, copies in the cache.
     references: u32,
     /// Of those, copies in the engine's cache.
@@ -35,6 +49,17 @@ struct Entry {
 }
 
 impl BlockKeys {
+    /// An interner that knows vLLM's hashes of its blocks; `hasher` is for blocks of the engine's size.
+    pub(crate) fn with_hashes(hasher: BlockHasher) -> Self {
+        Self { hasher: Some(hasher), ..Self::default() }
+    }
+
+    /// What stands behind a key that is kept.
+    pub(crate) fn block(&self, key: BlockKey) -> Block<'_> {
+        let Entry { digest, tokens, salt, .. } = &self.entries[key.0 as usize];
+        Block { digest: *digest, tokens, salt: salt.as_deref() }
+    }
+
     /// Keys of the full blocks of `tokens`. The last of them is held until [`BlockKeys::release`], and with it all.
     pub(crate) fn intern(
         &mut self,
@@ -109,6 +134,7 @@ impl BlockKeys {
             parent,
             salt: salt.map(Into::into),
             tokens: tokens.into(),
+            digest: self.digest(parent, salt, tokens),
             references: 0,
             cached: 0,
         };
@@ -125,6 +151,29 @@ impl BlockKeys {
         let Self { entries, table, .. } = self;
         table.insert_unique(hash, key, |&key| entries[key as usize].hash());
         BlockKey(key)
+    }
+
+    /// vLLM's hash of a block, if hashes are wanted.
+    fn digest(
+        &mut self,
+        parent: Option<BlockKey>,
+        salt: Option<&str>,
+        tokens: &[u32],
+    ) -> Option<BlockDigest> {
+        let hasher = self.hasher.as_mut()?;
+        match parent {
+            // Where in its sequence a later block starts does not matter: nothing but a salt is hashed with the
+            // tokens, and that with the first block only.
+            Some(parent) => {
+                let parent = self.entries[parent.0 as usize].digest?;
+                hasher.resume(parent, tokens.len() as u64);
+            }
+            None => hasher
+                .restart(ExtraKeys { cache_salt: salt.map(str::to_owned), ..ExtraKeys::default() }),
+        }
+        let mut digests = Vec::with_capacity(1);
+        hasher.extend(tokens, &mut digests);
+        digests.pop()
     }
 
     /// Drops one reference; what nothing refers to any more is forgotten, and so on up the prefix.

@@ -14,6 +14,7 @@ use crate::config::{MockConfig, StartError};
 use crate::device::Device;
 use crate::faults::{Faults, InvalidFaults};
 use crate::instance::Instance;
+use crate::kv_events::{self, KvEventsAddress, Publisher, PublisherTasks};
 use crate::server::{Phase, accept};
 
 /// Running instances. Dropping it stops them at once; [`MockCluster::shutdown`] lets answers end first.
@@ -45,12 +46,20 @@ impl MockCluster {
         while first < config.instances {
             let on_device = config.instances_per_device.min(config.instances - first);
             let (commands, receiver) = mpsc::unbounded_channel();
-            let device = Device::new(clock, on_device, &config.engine, &config.profile, receiver)?;
+            let (mut publishers, mut tasks) = (Vec::new(), Vec::new());
+            for number in first..first + on_device {
+                let (publisher, task) = publisher(&config, number).await?.unzip();
+                let hasher = config.kv_events.as_ref().map(|k| k.hasher(config.engine.block_size));
+                publishers.push(publisher.zip(hasher));
+                tasks.push(task);
+            }
+            let device = Device::new(clock, publishers, &config.engine, &config.profile, receiver)?;
             tokio::spawn(device.run());
             let next_job = Arc::new(AtomicU32::new(0));
-            for (engine, number) in (first..first + on_device).enumerate() {
+            for ((engine, number), events) in (first..first + on_device).enumerate().zip(tasks) {
                 let (commands, next_job) = (commands.clone(), Arc::clone(&next_job));
-                let instance = Instance::new(&config, number, engine, clock, commands, next_job);
+                let instance =
+                    Instance::new(&config, number, engine, clock, commands, next_job, events);
                 let address = config.address(number)?;
                 instances.push(MockInstance::start(address, instance).await?);
             }
@@ -81,6 +90,18 @@ impl MockCluster {
     }
 }
 
+/// The publisher of instance `number`, if there are to be any.
+async fn publisher(
+    config: &MockConfig,
+    number: u32,
+) -> Result<Option<(Publisher, PublisherTasks)>, StartError> {
+    let Some(settings) = &config.kv_events else { return Ok(None) };
+    let events = config.nth_address(settings.port, number)?;
+    let replay = config.nth_address(settings.port, config.instances.saturating_add(number))?;
+    let started = kv_events::start(settings, events, replay).await;
+    started.map(Some).map_err(|(address, source)| StartError::Listen { address, source })
+}
+
 impl MockInstance {
     async fn start(address: SocketAddr, instance: Instance) -> Result<Self, StartError> {
         let failed = |source| StartError::Listen { address, source };
@@ -102,6 +123,11 @@ impl MockInstance {
         format!("http://{}", self.address)
     }
 
+    /// Where it publishes KV events, if it does.
+    pub fn kv_events(&self) -> Option<KvEventsAddress> {
+        self.instance.events.as_ref().map(|events| events.address)
+    }
+
     /// What it does wrong now.
     pub fn faults(&self) -> Faults {
         self.instance.faults()
@@ -120,6 +146,7 @@ impl MockInstance {
     /// Dies at once: the port is closed, all connections are cut.
     pub fn kill(&self) {
         self.set_phase(Phase::Killed);
+        self.instance.stop_events();
         self.acceptor.abort();
     }
 

@@ -8,6 +8,7 @@ use kvroute_types::BlockSize;
 use serde::{Deserialize, Serialize};
 
 use crate::faults::{Faults, InvalidFaults};
+use crate::kv_events::KvEventsConfig;
 
 /// Settings of a [`crate::MockCluster`].
 ///
@@ -45,6 +46,8 @@ pub struct MockConfig {
     pub instances_per_device: u32,
     /// What goes wrong, on every instance, from the start.
     pub faults: Faults,
+    /// Whether and how each instance publishes KV events.
+    pub kv_events: Option<KvEventsConfig>,
     /// Answers without an engine, for measurements of what is in front of it.
     pub zero_delay: Option<ZeroDelay>,
 }
@@ -90,6 +93,7 @@ impl MockConfig {
             dev_mode: true,
             instances_per_device: sizes.instances_per_device,
             faults: Faults::default(),
+            kv_events: None,
             zero_delay: None,
             profile,
         }
@@ -97,13 +101,17 @@ impl MockConfig {
 
     /// Address of instance `number`; its port is 0 if any free one will do.
     pub(crate) fn address(&self, number: u32) -> Result<SocketAddr, StartError> {
-        let port = if self.port == 0 {
+        self.nth_address(self.port, number)
+    }
+
+    /// The address `number` ports above `first`; its port is 0 if `first` is.
+    pub(crate) fn nth_address(&self, first: u16, number: u32) -> Result<SocketAddr, StartError> {
+        let port = if first == 0 {
             Some(0)
         } else {
-            u16::try_from(number).ok().and_then(|number| self.port.checked_add(number))
+            u16::try_from(number).ok().and_then(|number| first.checked_add(number))
         };
-        let port =
-            port.ok_or(StartError::PortRange { first: self.port, instances: self.instances })?;
+        let port = port.ok_or(StartError::PortRange { first, instances: self.instances })?;
         Ok(SocketAddr::new(self.host, port))
     }
 

@@ -14,10 +14,12 @@ use kvroute_engine::{
 };
 use kvroute_profile::LatencyProfile;
 use kvroute_types::{BlockChain, BlockKey, RequestId, Timestamp};
+use kvroute_vllm_wire::BlockHasher;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::block_keys::BlockKeys;
 use crate::clock::Clock;
+use crate::kv_events::Publisher;
 use crate::metrics::{FinishedSample, Samples};
 
 /// What a device's task is asked to do.
@@ -120,6 +122,8 @@ struct Delivery {
 struct Hosted {
     engine: Engine,
     keys: BlockKeys,
+    /// Tells the world what the cache holds.
+    publisher: Option<Publisher>,
     samples: Samples,
     live: BTreeMap<RequestId, Live>,
     groups: BTreeMap<RequestId, Group>,
@@ -152,18 +156,21 @@ struct Group {
 }
 
 impl Device {
+    /// An engine for each of `publishers`, those without one included.
     pub(crate) fn new(
         clock: Clock,
-        engines: u32,
+        publishers: Vec<Option<(Publisher, BlockHasher)>>,
         config: &EngineConfig,
         profile: &LatencyProfile,
         commands: mpsc::UnboundedReceiver<Command>,
     ) -> Result<Self, InvalidEngineConfig> {
         let config = EngineConfig { kv_events: true, report_tokens: true, ..config.clone() };
-        let hosted = (0..engines).map(|_| {
+        let hosted = publishers.into_iter().map(|publisher| {
+            let (publisher, hasher) = publisher.unzip();
             Ok(Hosted {
                 engine: Engine::new(config.clone(), profile.step.clone())?,
-                keys: BlockKeys::default(),
+                keys: hasher.map_or_else(BlockKeys::default, BlockKeys::with_hashes),
+                publisher,
                 samples: Samples::new(config.max_model_len),
                 live: BTreeMap::new(),
                 groups: BTreeMap::new(),
@@ -480,6 +487,9 @@ impl Hosted {
     }
 
     fn follow_cache(&mut self, events: &[CacheEvent]) {
+        if let Some(publisher) = &mut self.publisher {
+            publisher.publish(events, &self.keys);
+        }
         for event in events {
             match event {
                 CacheEvent::Stored { keys, .. } => {

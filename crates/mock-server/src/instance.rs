@@ -15,6 +15,7 @@ use crate::clock::Clock;
 use crate::config::MockConfig;
 use crate::device::{Arrival, Command, Job, Snapshot};
 use crate::faults::Faults;
+use crate::kv_events::PublisherTasks;
 use crate::metrics::{PageContext, render};
 use crate::reply::ReplyHeader;
 use crate::zero_delay::ZeroAnswers;
@@ -26,6 +27,8 @@ pub(crate) struct Instance {
     pub(crate) zero: Option<ZeroAnswers>,
     /// Its number on the device.
     pub(crate) engine: usize,
+    /// Its publisher of KV events.
+    pub(crate) events: Option<PublisherTasks>,
     clock: Clock,
     commands: mpsc::UnboundedSender<Command>,
     /// Numbers for the jobs on the device.
@@ -57,6 +60,7 @@ impl Instance {
         clock: Clock,
         commands: mpsc::UnboundedSender<Command>,
         next_job: Arc<AtomicU32>,
+        events: Option<PublisherTasks>,
     ) -> Self {
         let model_hash =
             config.models[0].bytes().fold(0, |hash, byte| mix64(hash ^ u64::from(byte)));
@@ -65,6 +69,7 @@ impl Instance {
             zero: config.zero_delay.map(|zero| ZeroAnswers::new(config, zero, &system_fingerprint)),
             config: Arc::clone(config),
             engine,
+            events,
             clock,
             commands,
             next_job,
@@ -102,6 +107,15 @@ impl Instance {
     pub(crate) fn fail_engine(&self) {
         self.is_dead.store(true, Ordering::Relaxed);
         self.command(Command::Fail { engine: self.engine });
+        // The publisher is a thread of the engine's process.
+        self.stop_events();
+    }
+
+    /// Closes the sockets of the publisher.
+    pub(crate) fn stop_events(&self) {
+        if let Some(events) = &self.events {
+            events.stop();
+        }
     }
 
     /// Calls being served.

@@ -30,8 +30,8 @@
 //! * A model: answers are made-up words drawn from seed and prompt, and sampling parameters do not change them. An answer
 //!   sent back in the next turn has the ids that were generated, so conversations hit the cache as they would.
 //! * A real vocabulary: token counts are near those of real tokenisers, ids are its own.
-//! * All of vLLM's API: tools, structured output, images, `LoRA`, `/v1/responses`, `/v1/messages`, embeddings and KV
-//!   events are left out. Fields it does not know are ignored, as vLLM does; `prompt_logprobs`, log probabilities of
+//! * All of vLLM's API: tools, structured output, images, `LoRA`, `/v1/responses`, `/v1/messages` and embeddings are
+//!   left out. Fields it does not know are ignored, as vLLM does; `prompt_logprobs`, log probabilities of
 //!   completions and message parts other than text are refused with a 400 that says so; those of chat are made up.
 //! * Its HTTP server: of the headers only those of the API are alike (`content-type`, `allow`), not `server` or `vary`;
 //!   the metrics page has vLLM's own series and not those of its HTTP framework and process.
@@ -51,6 +51,7 @@ mod config;
 mod device;
 mod faults;
 mod instance;
+mod kv_events;
 mod metrics;
 mod reply;
 mod server;
@@ -61,3 +62,4 @@ mod zero_delay;
 pub use cluster::{MockCluster, MockInstance};
 pub use config::{MockConfig, StartError, ZeroDelay};
 pub use faults::{Faults, InvalidFaults, MetricsFault};
+pub use kv_events::{KvEventsAddress, KvEventsConfig};

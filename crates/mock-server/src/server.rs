@@ -112,6 +112,7 @@ enum Route {
     Tokenize,
     Detokenize,
     ResetPrefixCache,
+    KvEventSources,
     /// The mock's own, not vLLM's.
     MockFaults,
     MockState,
@@ -119,7 +120,7 @@ enum Route {
 }
 
 impl Route {
-    fn of(path: &str, dev_mode: bool) -> Option<Self> {
+    fn of(path: &str, dev_mode: bool, publishes: bool) -> Option<Self> {
         Some(match path {
             "/health" => Self::Health,
             "/ping" => Self::Ping,
@@ -127,6 +128,7 @@ impl Route {
             "/load" => Self::Load,
             "/v1/models" => Self::Models,
             "/metrics" => Self::Metrics,
+            "/kv_event_sources" if publishes => Self::KvEventSources,
             "/v1/chat/completions" => Self::Generate(Api::Chat),
             "/v1/completions" => Self::Generate(Api::Completion),
             "/tokenize" => Self::Tokenize,
@@ -146,6 +148,7 @@ impl Route {
             | Self::Load
             | Self::Models
             | Self::Metrics
+            | Self::KvEventSources
             | Self::MockState => "GET",
             Self::Ping | Self::MockFaults => "GET, POST",
             Self::Generate(_)
@@ -161,7 +164,9 @@ async fn handle(instance: Arc<Instance>, request: Request<Incoming>) -> Answered
     // Everything counts from here, reading the body included (R64).
     let arrival = instance.now();
     let (parts, body) = request.into_parts();
-    let Some(route) = Route::of(parts.uri.path(), instance.config.dev_mode) else {
+    let Some(route) =
+        Route::of(parts.uri.path(), instance.config.dev_mode, instance.events.is_some())
+    else {
         return Ok(json_response(StatusCode::NOT_FOUND, r#"{"detail":"Not Found"}"#.to_owned()));
     };
     if !route.allows().split(", ").any(|allowed| parts.method == *allowed) {
@@ -190,6 +195,10 @@ async fn handle(instance: Arc<Instance>, request: Request<Incoming>) -> Answered
             let running = query.split('&').any(|pair| pair == "reset_running_requests=true");
             let success = instance.reset_prefix_cache(running).await;
             Ok(json_response(StatusCode::OK, format!(r#"{{"success":{success}}}"#)))
+        }
+        Route::KvEventSources => {
+            let sources = instance.events.as_ref().map(|events| events.sources.clone());
+            Ok(json_response(StatusCode::OK, sources.unwrap_or_default()))
         }
         Route::MockFaults if parts.method == Method::GET => {
             Ok(json_response(StatusCode::OK, json(&instance.faults())))

@@ -190,6 +190,14 @@ impl BlockHasher {
         self.filled = 0;
     }
 
+    /// Forgets all tokens and goes on as after the block `parent`, whose last token is the one before
+    /// token `block_start`; that must be a multiple of the block size.
+    pub fn resume(&mut self, parent: BlockDigest, block_start: u64) {
+        self.parent = parent;
+        self.block_start = block_start;
+        self.filled = 0;
+    }
+
     /// Adds the request's next token; gives the hash of the block that it fills.
     pub fn push(&mut self, token: u32) -> Option<BlockDigest> {
         self.fill(&[token])

@@ -80,6 +80,18 @@ pub struct BlockStored {
     pub session_id: Option<String>,
 }
 
+impl BlockStored {
+    /// The blocks' hashes as numbers, see [`ExternalHash::as_u64`].
+    pub fn hashes(&self) -> impl ExactSizeIterator<Item = u64> + '_ {
+        self.block_hashes.iter().map(|hash| hash.as_u64())
+    }
+
+    /// The hash before the first of these as a number.
+    pub fn parent(&self) -> Option<u64> {
+        self.parent_block_hash.map(ExternalHash::as_u64)
+    }
+}
+
 /// The fields of a `BlockRemoved` event; vLLM sends one event per block.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BlockRemoved {
@@ -93,6 +105,13 @@ pub struct BlockRemoved {
     pub locality: Option<String>,
     /// As in [`BlockStored::ownership`].
     pub ownership: Option<String>,
+}
+
+impl BlockRemoved {
+    /// The blocks' hashes as numbers, see [`ExternalHash::as_u64`].
+    pub fn hashes(&self) -> impl ExactSizeIterator<Item = u64> + '_ {
+        self.block_hashes.iter().map(|hash| hash.as_u64())
+    }
 }
 
 /// A block hash as an event carries it.

@@ -8,6 +8,8 @@
 mod client;
 mod faults;
 mod fixtures;
+#[cfg(feature = "libzmq")]
+mod kv_events;
 mod serving;
 mod shape;
 mod timing;
