@@ -31,9 +31,9 @@ use crate::provenance::manifest;
 /// Instances behind the gateway.
 const INSTANCES: u32 = 2;
 /// Requests of each run: enough that the way single requests happen to fall weighs little.
-const REQUESTS: u32 = 240;
+const REQUESTS: u32 = 420;
 /// Runs at a time. An instance under test mostly waits for its modelled engine, so runs hardly disturb one another.
-const RUNS_AT_A_TIME: usize = 6;
+const RUNS_AT_A_TIME: usize = 9;
 /// KV blocks of an instance: room for the shared documents, but not for everything.
 const KV_BLOCKS: u32 = 3_000;
 /// Seconds between the gateway's load readings.
