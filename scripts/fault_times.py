@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures how fast the gateway reacts to an instance that fails, with real processes.
 
-    cargo build && scripts/fault_times.py target/debug/kvroute > docs/results/fault-times.txt
+    cargo build --release && scripts/fault_times.py target/release/kvroute > docs/results/fault-times.txt
 
 Four `kvroute mock` processes (answers of about 100 ms), `kvroute serve` with its defaults before them, 32 clients in a
 closed loop that wait at most 2 s, half of them streaming. For each fault: answers per second before, in each second
@@ -160,7 +160,7 @@ def report(name, done, ups, victim, broken, mended):
 
 
 def main():
-    binary = sys.argv[1] if len(sys.argv) == 2 else sys.exit("usage: fault_times.py target/debug/kvroute")
+    binary = sys.argv[1] if len(sys.argv) == 2 else sys.exit("usage: fault_times.py target/release/kvroute")
     print(f"{CLIENTS} clients (time-out {PATIENCE_S:.0f} s, half of them streaming), {INSTANCES} instances, defaults\n")
     for number, (name, (begin, end)) in enumerate(FAULTS.items()):
         measure(binary, name, begin, end, 21_300 + 10 * number)
