@@ -8,7 +8,7 @@ use clap::Args;
 use kvroute_engine::EngineConfig;
 use kvroute_policy::PolicyConfig;
 use kvroute_profile::LatencyProfile;
-use kvroute_router::{Refresh, SignalConfig};
+use kvroute_router::{DirectorySource, Refresh, SignalConfig};
 use kvroute_sim::SimConfig;
 use kvroute_types::BlockSize;
 
@@ -66,6 +66,11 @@ pub(crate) struct ClusterArgs {
     /// One-way delay between gateway and instances.
     #[arg(long, value_name = "D", default_value = "0", value_parser = values::duration, help_heading = "Cluster")]
     network_delay: Duration,
+
+    /// From what the cache directory knows what instances hold: history (of what was routed there) or events (what they
+    /// tell of their caches, exactly).
+    #[arg(long, value_name = "SOURCE", default_value = "history", value_parser = values::directory, help_heading = "Cluster")]
+    directory: DirectorySource,
 
     /// How often the cache directory is brought up to date: 0 for real time, a span of time, or never.
     #[arg(long, value_name = "D", default_value = "0", value_parser = values::refresh, help_heading = "Staleness")]
@@ -132,6 +137,7 @@ impl ClusterArgs {
         if let Some(instances) = self.instances_per_device {
             config.instances_per_device = instances;
         }
+        config.router.directory = self.directory;
         config.network_delay_s = self.network_delay.as_secs_f64();
         let signal = |refresh, delay: Duration, loss, expiry: Option<Duration>| SignalConfig {
             refresh,

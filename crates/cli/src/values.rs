@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use kvroute_router::Refresh;
+use kvroute_router::{DirectorySource, Refresh};
 
 /// Whether a name on the command line means a TOML file: it has that extension or is a path.
 pub(crate) fn is_file(name: &str) -> bool {
@@ -31,6 +31,15 @@ pub(crate) fn refresh(text: &str) -> Result<Refresh, String> {
     }
     let interval = duration(text).map_err(|error| format!("{error}, or never"))?;
     Ok(if interval.is_zero() { Refresh::RealTime } else { Refresh::EveryS(interval.as_secs_f64()) })
+}
+
+/// Parses the name of what the cache directory learns from.
+pub(crate) fn directory(text: &str) -> Result<DirectorySource, String> {
+    match text {
+        "history" => Ok(DirectorySource::History),
+        "events" => Ok(DirectorySource::Events),
+        _ => Err("write history or events".into()),
+    }
 }
 
 #[cfg(test)]

@@ -183,12 +183,13 @@ impl Engine {
         self.plan_leap();
     }
 
-    /// When it next needs attention, if nothing comes in before; `None` while idle. No token, end or change of
-    /// `waiting` and `running` becomes visible earlier (cache events and KV usage may).
+    /// When it next needs attention, if nothing comes in before; `None` while idle. No token, end, cache event or change
+    /// of `waiting` and `running` becomes visible earlier (KV usage may).
     pub fn next_event(&self) -> Option<Timestamp> {
         match &self.leap {
-            Some(leap) => Some(leap.end),
-            None => self.next_step(),
+            // Any step may publish cache events.
+            Some(leap) if !self.config().kv_events => Some(leap.end),
+            _ => self.next_step(),
         }
     }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use kvroute_policy::{InvalidPolicy, LoadCacheConfig, PolicyConfig};
-use kvroute_router::{InvalidSignal, Refresh, RouterConfig, SignalConfig};
+use kvroute_router::{DirectorySource, InvalidSignal, Refresh, RouterConfig, SignalConfig};
 use kvroute_types::BlockSize;
 use serde::{Deserialize, Serialize};
 
@@ -501,6 +501,7 @@ impl GatewayConfig {
             self.index.clone();
         RouterConfig {
             block_size: self.block_size(),
+            directory: DirectorySource::History,
             index: signal,
             load: self.load_signal(),
             index_capacity_blocks: capacity_blocks,

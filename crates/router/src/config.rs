@@ -6,17 +6,31 @@ use serde::{Deserialize, Serialize};
 
 use crate::channel::{InvalidSignal, SignalConfig};
 
+/// From what the directory knows which blocks an instance holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DirectorySource {
+    /// From what was routed there; it can only guess what was evicted.
+    #[default]
+    History,
+    /// From what the instances tell of their caches ([`crate::CacheNews`]).
+    Events,
+}
+
 /// Settings of the router core.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RouterConfig {
     /// Tokens per block of the hash chains in [`kvroute_policy::RequestView::prompt_blocks`].
     pub block_size: BlockSize,
-    /// Staleness of the cache directory. Its expiry is the age at which a routed prompt no longer counts as held.
+    /// From what the directory knows what an instance holds.
+    pub directory: DirectorySource,
+    /// Staleness of the cache directory. Its expiry is the age at which a routed prompt no longer counts as held; what
+    /// instances tell of their caches does not expire.
     pub index: SignalConfig,
     /// Staleness of the load readings.
     pub load: SignalConfig,
-    /// Most blocks an instance is believed to hold; its number of KV blocks, if known.
+    /// Most blocks an instance is believed to hold; its number of KV blocks, if known. Not for a directory of events.
     pub index_capacity_blocks: Option<u32>,
     /// Bytes the directory may take.
     pub index_budget_bytes: usize,
@@ -33,6 +47,7 @@ impl Default for RouterConfig {
     fn default() -> Self {
         Self {
             block_size: BlockSize::default(),
+            directory: DirectorySource::default(),
             index: SignalConfig::default(),
             load: SignalConfig::default(),
             index_capacity_blocks: HistoryConfig::default().capacity_blocks,

@@ -18,7 +18,8 @@ mod router;
 mod tests;
 
 pub use channel::{InvalidSignal, Refresh, SignalConfig};
-pub use config::{InvalidRouterConfig, RouterConfig};
+pub use config::{DirectorySource, InvalidRouterConfig, RouterConfig};
+pub use directory::CacheNews;
 pub use in_flight::Ticket;
 pub use receipt::{RouteReceipt, ScoredInstance};
 pub use router::{Routed, Router};

@@ -9,7 +9,7 @@ use kvroute_types::{InstanceId, LoadSnapshot, Timestamp, TokenCount, mix64};
 
 use crate::channel::{Channel, Refresh};
 use crate::config::{InvalidRouterConfig, RouterConfig};
-use crate::directory::Directory;
+use crate::directory::{CacheNews, Directory};
 use crate::in_flight::{Flight, Flights, Ticket};
 use crate::receipt::{RouteReceipt, ScoredInstance};
 
@@ -174,6 +174,12 @@ impl Router {
         self.directory.is_some()
     }
 
+    /// Whether the directory learns from [`Router::observe_cache`], so that somebody must bring what instances tell of
+    /// their caches.
+    pub fn hears_cache_events(&self) -> bool {
+        self.directory.as_ref().is_some_and(Directory::hears_events)
+    }
+
     /// Bytes the cache directory takes; 0 without one.
     pub fn index_memory_bytes(&self) -> usize {
         self.directory.as_ref().map_or(0, Directory::memory_bytes)
@@ -242,6 +248,14 @@ impl Router {
             self.apply_load(at, id, reading);
         } else {
             self.load_channel.send(at, (id, reading));
+        }
+    }
+
+    /// An instance's cache changed, as it told at `now`; what one instance tells comes in order. The policy sees it in due
+    /// time, or never if it is lost; a directory that does not learn from such news ignores it.
+    pub fn observe_cache(&mut self, now: Timestamp, id: InstanceId, news: CacheNews) {
+        if let Some(directory) = &mut self.directory {
+            directory.observe_cache(now, id, news);
         }
     }
 
@@ -338,7 +352,7 @@ impl Router {
 
     fn fill_matches(&mut self, now: Timestamp, request: &RequestView<'_>) {
         self.forget_matches();
-        let Some(directory) = &self.directory else { return };
+        let Some(directory) = &mut self.directory else { return };
         let (positions, candidates, matched) =
             (&self.positions, &mut self.candidates, &mut self.matched);
         let position = |id: InstanceId| {

@@ -11,7 +11,7 @@ use kvroute_policy::{
 use kvroute_types::{BlockHash, InstanceId, LoadSnapshot, RequestId, Timestamp, TokenCount};
 use proptest::prelude::*;
 
-use crate::{Refresh, Routed, Router, RouterConfig, SignalConfig};
+use crate::{CacheNews, DirectorySource, Refresh, Routed, Router, RouterConfig, SignalConfig};
 
 const A: InstanceId = InstanceId(0);
 const B: InstanceId = InstanceId(1);
@@ -51,6 +51,63 @@ fn load(waiting: u32, running: u32, as_of: Timestamp) -> LoadSnapshot {
 
 fn route(router: &mut Router, now: Timestamp, id: u32, blocks: &[BlockHash]) -> Routed {
     router.route(now, &view(id, blocks)).unwrap()
+}
+
+fn stored(blocks: &[BlockHash]) -> CacheNews {
+    CacheNews::Stored { parent: None, blocks: blocks.into() }
+}
+
+#[test]
+fn what_instances_tell_is_predicted_and_nothing_else() {
+    let config = RouterConfig { directory: DirectorySource::Events, ..RouterConfig::default() };
+    let mut router = router("load-cache", config);
+    assert!(router.hears_cache_events());
+    let blocks = prompt(1, 10);
+    let predicted = |router: &mut Router, now| {
+        let Routed { ticket, instance, predicted_cached_tokens, .. } =
+            route(router, at(now), 0, &blocks);
+        router.end(ticket);
+        (instance, predicted_cached_tokens.unwrap().0)
+    };
+    assert_eq!(predicted(&mut router, 0.0).1, 0);
+    assert_eq!(predicted(&mut router, 1.0).1, 0, "having routed it there says nothing");
+    router.observe_cache(at(1.0), B, stored(&blocks[..6]));
+    router.observe_cache(at(1.0), B, stored(&blocks[..6]));
+    assert_eq!(predicted(&mut router, 2.0), (B, 96));
+    router.observe_cache(at(2.0), B, CacheNews::Removed(blocks[4..6].into()));
+    assert_eq!(predicted(&mut router, 3.0), (B, 96), "another copy is left");
+    router.observe_cache(at(3.0), B, CacheNews::Removed(blocks[4..6].into()));
+    assert_eq!(predicted(&mut router, 4.0), (B, 64));
+    router.observe_cache(at(4.0), A, stored(&blocks));
+    assert_eq!(predicted(&mut router, 5.0), (A, 160));
+    router.observe_cache(at(5.0), A, CacheNews::Cleared);
+    assert_eq!(predicted(&mut router, 6.0), (B, 64));
+    router.instance_restarted(B);
+    assert_eq!(predicted(&mut router, 7.0).1, 0);
+}
+
+#[test]
+fn what_instances_tell_comes_late_through_a_stale_signal() {
+    let index =
+        SignalConfig { refresh: Refresh::EveryS(1.0), delay_s: 0.5, ..SignalConfig::default() };
+    let directory = DirectorySource::Events;
+    let mut router =
+        router("load-cache", RouterConfig { directory, index, ..RouterConfig::default() });
+    let blocks = prompt(1, 10);
+    router.observe_cache(at(0.25), B, stored(&blocks));
+    router.observe_cache(at(1.25), B, CacheNews::Cleared);
+    let predicted = [1.25, 1.5, 2.25, 2.5]
+        .map(|now| route(&mut router, at(now), 0, &blocks).predicted_cached_tokens.unwrap().0);
+    assert_eq!(predicted, [0, 160, 160, 0]);
+}
+
+#[test]
+fn a_directory_of_history_ignores_what_instances_tell() {
+    let mut router = router("load-cache", RouterConfig::default());
+    assert!(!router.hears_cache_events());
+    let blocks = prompt(1, 10);
+    router.observe_cache(at(0.0), B, stored(&blocks));
+    assert_eq!(route(&mut router, at(1.0), 0, &blocks).predicted_cached_tokens.unwrap().0, 0);
 }
 
 #[test]

@@ -3,11 +3,14 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
-use kvroute_engine::{Counters, Engine, EngineOutput, EngineRequest, Finished, Gauges};
+use kvroute_engine::{
+    CacheEvent, Counters, Engine, EngineConfig, EngineOutput, EngineRequest, Finished, Gauges,
+};
 use kvroute_policy::RequestView;
-use kvroute_router::{Refresh, Router, Ticket};
+use kvroute_router::{CacheNews, Refresh, Router, Ticket};
 use kvroute_types::{
-    BlockHash, InstanceId, LoadSnapshot, Outcome, RequestId, RequestRecord, Timestamp, TokenCount,
+    BlockHash, BlockKey, InstanceId, LoadSnapshot, Outcome, RequestId, RequestRecord, Timestamp,
+    TokenCount,
 };
 use kvroute_workload::{Arrival, Plan, Workload, WorkloadRequest};
 
@@ -53,10 +56,11 @@ enum Scheduled {
 }
 
 /// What passes from an instance to router and client, all with the same delay.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 enum Response {
     FirstToken { id: RequestId, cached_tokens: u32 },
     End(Finished),
+    Cache(InstanceId, Vec<CacheEvent>),
 }
 
 /// A request under way.
@@ -113,6 +117,17 @@ impl PerfectLoad {
         let told = (waiting, running, counted);
         let is_news = std::mem::replace(&mut self.told, told) != told;
         is_news.then(|| LoadSnapshot { as_of, ..(*gauges).into() })
+    }
+}
+
+fn cache_news(event: &CacheEvent) -> CacheNews {
+    match event {
+        CacheEvent::Stored { keys, parent } => CacheNews::Stored {
+            parent: parent.map(BlockKey::hash),
+            blocks: keys.iter().map(|key| key.hash()).collect(),
+        },
+        CacheEvent::Removed { key } => CacheNews::Removed([key.hash()].into()),
+        CacheEvent::Cleared => CacheNews::Cleared,
     }
 }
 
@@ -199,6 +214,7 @@ impl<'a> Cluster<'a> {
         let policy = policy.build(*seed).map_err(InvalidSim::Policy)?;
         let mut router = Router::new(router.clone(), policy, *seed).map_err(InvalidSim::Router)?;
         let mut engines = Vec::new();
+        let engine = EngineConfig { kv_events: router.hears_cache_events(), ..engine.clone() };
         for id in 0..*instances {
             router.add_instance(InstanceId(id));
             let engine = Engine::new(engine.clone(), profile.step.clone());
@@ -401,8 +417,11 @@ impl<'a> Cluster<'a> {
                     (at, Response::FirstToken { id, cached_tokens })
                 }
                 EngineOutput::Finished(finished) => (finished.at, Response::End(finished)),
-                // Neither the router here nor the client asks for later tokens or for cache events.
-                _ => continue,
+                EngineOutput::CacheEvents { at, events } => {
+                    (at, Response::Cache(instance_id(number), events))
+                }
+                // Nobody here asks for later tokens, or resets a cache.
+                EngineOutput::Token { .. } | EngineOutput::CacheReset { .. } => continue,
             };
             self.responses.push_back((at.plus_nanos(self.response_ns), response));
         }
@@ -458,6 +477,11 @@ impl<'a> Cluster<'a> {
                 self.router.first_token(&live.ticket);
             }
             Response::End(finished) => self.finish(now, &finished),
+            Response::Cache(instance, events) => {
+                for event in events {
+                    self.router.observe_cache(now, instance, cache_news(&event));
+                }
+            }
         }
     }
 

@@ -4,6 +4,7 @@
 
 mod determinism;
 mod devices;
+mod directory;
 mod errors;
 mod invariants;
 mod log;

@@ -1,7 +1,7 @@
 //! Instances that answer, but wrongly.
 
 use super::{IN_TURN, QUICK, mixed, mocks, streamed, whole};
-use crate::client::{Load, Outcome, all_complete, tally};
+use crate::client::{Load, Outcome, Prompt, all_complete, tally};
 use crate::process::{Gateway, Mock, call, eventually};
 
 #[test]
@@ -27,18 +27,28 @@ fn what_an_instance_answers_wrongly_is_hidden() {
 
 #[test]
 fn internal_errors_cost_only_the_requests_that_found_them_out() {
+    let error = Outcome::Status(500, "InternalServerError".into());
+    costs_only_what_found_it_out(r#"{"error_rate": 1.0}"#, mixed, &error);
+}
+
+#[test]
+fn an_instance_that_dies_in_mid_stream_costs_only_those_streams() {
+    let cut = Outcome::ErrorEvent("answer_cut".into());
+    costs_only_what_found_it_out(r#"{"cut_after_tokens": 3}"#, streamed, &cut);
+}
+
+fn costs_only_what_found_it_out(faults: &str, prompt: fn(u64) -> Prompt, failure: &Outcome) {
     let mocks = mocks::<3>();
     let gateway = Gateway::start(&[&mocks[0], &mocks[1], &mocks[2]], IN_TURN);
-    let load = Load::start(&gateway.addr, 6, mixed);
-    mocks[0].set_faults(r#"{"error_rate": 1.0}"#);
+    let load = Load::start(&gateway.addr, 6, prompt);
+    mocks[0].set_faults(faults);
     eventually("found out", || gateway.ejections(&mocks[0]) > 0.0);
     mocks[0].set_faults("{}");
     let from = load.count();
     eventually("the load goes on", || load.count() > from + 50);
     let done = load.stop();
-    let error = Outcome::Status(500, "InternalServerError".into());
     let failed: Vec<_> = done.iter().filter(|it| it.outcome != Outcome::Complete).collect();
-    assert!(failed.iter().all(|it| it.outcome == error && it.instance == mocks[0].name()));
+    assert!(failed.iter().all(|it| it.outcome == *failure && it.instance == mocks[0].name()));
     assert!((3..=8).contains(&failed.len()), "three in a row eject: {:?}", tally(&done));
     gateway.comes_to_rest();
 }
@@ -64,24 +74,6 @@ fn slow_headers_and_garbage_metrics_eject_nobody() {
         all_complete(&load.stop());
     }
     assert_eq!(gateway.metric("kvroute_ejections_total", &[]), 0.0);
-    gateway.comes_to_rest();
-}
-
-#[test]
-fn an_instance_that_dies_in_mid_stream_costs_only_those_streams() {
-    let mocks = mocks::<3>();
-    let gateway = Gateway::start(&[&mocks[0], &mocks[1], &mocks[2]], IN_TURN);
-    let load = Load::start(&gateway.addr, 6, streamed);
-    mocks[0].set_faults(r#"{"cut_after_tokens": 3}"#);
-    eventually("found out", || gateway.ejections(&mocks[0]) > 0.0);
-    mocks[0].set_faults("{}");
-    let from = load.count();
-    eventually("the load goes on", || load.count() > from + 50);
-    let done = load.stop();
-    let cut = Outcome::ErrorEvent("answer_cut".into());
-    let failed: Vec<_> = done.iter().filter(|it| it.outcome != Outcome::Complete).collect();
-    assert!(failed.iter().all(|it| it.outcome == cut && it.instance == mocks[0].name()));
-    assert!((3..=8).contains(&failed.len()), "three in a row eject: {:?}", tally(&done));
     gateway.comes_to_rest();
 }
 
