@@ -190,6 +190,14 @@ impl BlockHasher {
         self.filled = 0;
     }
 
+    /// Takes the request's first `blocks` blocks as given, the last of which has the hash `parent`, and goes on behind
+    /// them: for a prefix whose hashes are known. Tokens given so far are forgotten.
+    pub fn resume(&mut self, parent: BlockDigest, blocks: u64) {
+        self.parent = parent;
+        self.block_start = blocks * self.block_size.get() as u64;
+        self.filled = 0;
+    }
+
     /// Adds the request's next token; gives the hash of the block that it fills.
     pub fn push(&mut self, token: u32) -> Option<BlockDigest> {
         self.fill(&[token])
