@@ -97,7 +97,7 @@ def prepend():
     """The same kind of tokenizer.json, taken as it is: every piece gets a space in front."""
     tok = spm_bpe(620)
     config = {"tokenizer_class": "PreTrainedTokenizerFast",
-              "chat_template": "{% for m in messages %}{{ bos_token }}{{ m.role }}: {{ m.content }}{{ eos_token }}\n"
+              "chat_template": "{% for m in messages %}{{ bos_token }}{{ m.role }}: {{ m.content }}{{ eos_token }}\r\n"
                                "{% endfor %}"}
     files = {"special_tokens_map.json": json.dumps({"bos_token": "<s>", "eos_token": added("</s>"),
                                                     "unk_token": "<unk>"}, indent=1)}

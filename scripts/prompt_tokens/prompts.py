@@ -77,7 +77,7 @@ def chats():
     yield "thinking off", [HELLO], {"chat_template_kwargs": {"enable_thinking": False, "style": None, "bos_token": "<x>"}}
     yield "effort", [HELLO], {"reasoning_effort": "none"}
     yield "kwargs", [HELLO], {"chat_template_kwargs": {
-        "date_string": "1 Jan 1970", "style": {"a": [1, 2.0, "q'\"", None, True]}, "tools_in_user_message": False,
+        "date_string": "1 Jan 1970", "style": {"a": [1, 2.0, "q'\"", None, True, 1e-7], "b": 1e17}, "tools_in_user_message": False,
         "add_generation_prompt": False}, "tools": TOOLS}
     yield "style auto", [HELLO], {"chat_template_kwargs": {"style": "auto"}}
     yield "template in kwargs", [HELLO], {"chat_template_kwargs": {"chat_template": "x"}}

@@ -4,8 +4,9 @@
 //! does not (integers beyond 64 bits) is an error, since it would be written differently.
 
 use std::fmt::{self, Write};
+use std::sync::Arc;
 
-use minijinja::value::{Kwargs, ValueKind};
+use minijinja::value::{Kwargs, Object, ObjectRepr, ValueKind};
 use minijinja::{Error, ErrorKind, Value};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
@@ -46,7 +47,7 @@ impl<'de> Deserialize<'de> for Json {
                 if value.abs() >= LIMIT {
                     return Err(E::custom("a number of 64 bits or more is not supported"));
                 }
-                Ok(Json(Value::from(value)))
+                Ok(Json(float(value)))
             }
 
             fn visit_str<E>(self, value: &str) -> Result<Json, E> {
@@ -104,6 +105,30 @@ pub(crate) fn pairs(map: &Value) -> Option<Vec<(String, Value)>> {
         pairs.push((key.as_str()?.to_owned(), value));
     }
     Some(pairs)
+}
+
+/// A float that Python writes in another way than the template engine does (`1e-07`).
+///
+/// It can be written out, alone, in lists and as JSON; whatever else a template does with it fails.
+#[derive(Debug)]
+pub(crate) struct PythonFloat(f64);
+
+impl Object for PythonFloat {
+    fn repr(self: &Arc<Self>) -> ObjectRepr {
+        ObjectRepr::Plain
+    }
+
+    fn render(self: &Arc<Self>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&python_float(self.0))
+    }
+}
+
+fn float(value: f64) -> Value {
+    let plain = Value::from(value);
+    if plain.to_string() == python_float(value) {
+        return plain;
+    }
+    Value::from_object(PythonFloat(value))
 }
 
 /// How `json.dumps` is asked to write.
@@ -183,6 +208,9 @@ impl Style {
                 })?;
             }
             ValueKind::Map => self.map(value, depth, out)?,
+            ValueKind::Plain if value.downcast_object_ref::<PythonFloat>().is_some() => {
+                let _infallible = write!(out, "{value}");
+            }
             kind => {
                 let message = format!("tojson: {kind} is not JSON serializable");
                 return Err(Error::new(ErrorKind::BadSerialization, message));
@@ -329,6 +357,9 @@ mod tests {
             "[18446744073709551615, -9223372036854775808]"
         );
         assert!(serde_json::from_str::<Json>("18446744073709551616").is_err());
+        assert_eq!(dumps("[1e-7,{\"a\":1e17}]"), "[1e-07, {\"a\": 1e+17}]");
+        let Json(list) = serde_json::from_str("[1e-7,0.5]").unwrap();
+        assert_eq!(list.to_string(), "[1e-07, 0.5]");
     }
 
     /// Values from `CPython` 3.11: `repr(x)`.

@@ -7,12 +7,13 @@
 use std::sync::{Arc, Mutex};
 
 use minijinja::syntax::SyntaxConfig;
+use minijinja::value::ValueKind;
 use minijinja::{Environment, Error, ErrorKind, Value};
 use minijinja_contrib::pycompat;
 
 use crate::clock::{Now, strftime};
 use crate::content_format::{ContentFormat, detect};
-use crate::json::tojson;
+use crate::json::{PythonFloat, tojson};
 
 const NAME: &str = "chat";
 
@@ -38,13 +39,18 @@ pub(crate) enum RenderError {
 impl Template {
     /// Compiles a template.
     pub(crate) fn new(source: &str) -> Result<Self, Error> {
-        let source = without_generation_marks(source);
+        // Jinja reads every line end as a line feed.
+        let source = source.replace("\r\n", "\n").replace('\r', "\n");
+        let source = without_generation_marks(&source);
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?;
         let content_format = detect(&source, &syntax);
         let mut environment = Environment::new();
         environment.set_syntax(syntax);
         environment.set_unknown_method_callback(pycompat::unknown_method_callback);
         environment.add_filter("tojson", tojson);
+        environment.add_test("iterable", is_iterable);
+        environment.add_test("sequence", is_iterable);
+        environment.add_test("number", is_number);
         environment.add_template_owned(NAME, source.clone())?;
         Ok(Self { environment, source, content_format })
     }
@@ -95,6 +101,22 @@ impl Note {
         }
         Error::new(ErrorKind::InvalidOperation, "stopped by the template")
     }
+}
+
+/// Jinja's test: what Python's `iter` takes. (Among what a template is given, the same values have a length and items.)
+#[expect(clippy::needless_pass_by_value, reason = "tests take their arguments so")]
+fn is_iterable(value: Value) -> bool {
+    !matches!(
+        value.kind(),
+        ValueKind::None | ValueKind::Bool | ValueKind::Number | ValueKind::Plain
+    )
+}
+
+/// Jinja's test: Python's booleans are numbers.
+#[expect(clippy::needless_pass_by_value, reason = "tests take their arguments so")]
+fn is_number(value: Value) -> bool {
+    let is_float = value.downcast_object_ref::<PythonFloat>().is_some();
+    is_float || matches!(value.kind(), ValueKind::Bool | ValueKind::Number)
 }
 
 fn failed(error: &Error) -> RenderError {
