@@ -55,6 +55,17 @@ pub enum OpenError {
         /// What is wrong, and in which line.
         message: String,
     },
+    /// A value of the servers' `--default-chat-template-kwargs` cannot be given to a template.
+    #[error(
+        "the default chat template argument `{name}` cannot be used; give it as JSON with numbers of at most 64 bits"
+    )]
+    DefaultKwargs {
+        /// The argument.
+        name: String,
+        /// What is wrong with its value.
+        #[source]
+        source: serde_json::Error,
+    },
     /// vLLM does not use this directory's `tokenizer.json`.
     #[error("{}: {why}", path.display())]
     NotUsed {

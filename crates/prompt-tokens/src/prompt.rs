@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use minijinja::Value;
+use serde::Deserialize;
 use serde_json::{Map, Value as Tree};
 
 use crate::chat::{Turn, conversation, tool};
@@ -81,10 +82,19 @@ pub struct PromptTokens {
 #[derive(Debug)]
 struct Templates {
     without_tools: Option<Template>,
-    /// `None` where it is the same.
-    with_tools: Option<Template>,
+    with_tools: WithTools,
     /// The architecture or model type whose chats vLLM renders without a template.
     own_renderer: Option<String>,
+}
+
+/// The template for a request with tools.
+#[derive(Debug)]
+enum WithTools {
+    /// The one for requests without.
+    Same,
+    Own(Box<Template>),
+    /// There is a processor's template only, which vLLM does not take then.
+    None,
 }
 
 impl PromptTokens {
@@ -100,11 +110,12 @@ impl PromptTokens {
         let token_variables = token_variables(&files.named_tokens());
         let defaults = settings.default_chat_template_kwargs.iter();
         let defaults = defaults
-            .filter_map(|(name, tree)| {
-                let Json(value) = serde_json::from_str(&tree.to_string()).ok()?;
-                Some((name.clone(), value))
+            .map(|(name, tree)| {
+                let Json(value) = Json::deserialize(tree)
+                    .map_err(|source| OpenError::DefaultKwargs { name: name.clone(), source })?;
+                Ok((name.clone(), value))
             })
-            .collect();
+            .collect::<Result<_, OpenError>>()?;
         Ok(Self { settings, tokenizer, templates, token_variables, defaults })
     }
 
@@ -360,27 +371,35 @@ impl Templates {
         if let Some(text) = &settings.chat_template {
             let source = Source { text: text.clone(), path: dir.join("(--chat-template)") };
             let without_tools = Some(compiled(&source)?);
-            return Ok(Self { without_tools, with_tools: None, own_renderer });
+            return Ok(Self { without_tools, with_tools: WithTools::Same, own_renderer });
         }
         let named = |name: &str| {
             files.templates.iter().find(|(known, _)| known == name).map(|(_, source)| source)
         };
         let default = named("default");
-        let without_tools = files.processor_template.as_ref().or(default);
-        let with_tools = named("tool_use").or(files.processor_template.as_ref().and(default));
-        Ok(Self {
-            without_tools: without_tools.map(compiled).transpose()?,
-            with_tools: with_tools.map(compiled).transpose()?,
-            own_renderer,
-        })
+        let processor = files.processor_template.as_ref();
+        let with_tools = match (named("tool_use"), processor) {
+            (Some(own), _) => WithTools::Own(Box::new(compiled(own)?)),
+            (None, None) => WithTools::Same,
+            (None, Some(_)) => match default {
+                Some(default) => WithTools::Own(Box::new(compiled(default)?)),
+                None => WithTools::None,
+            },
+        };
+        let without_tools = processor.or(default).map(compiled).transpose()?;
+        Ok(Self { without_tools, with_tools, own_renderer })
     }
 
     fn for_chat(&self, has_tools: bool) -> Result<&Template, Unknown> {
         if let Some(model) = &self.own_renderer {
             return Err(Unknown::OwnRenderer { model: model.clone() });
         }
-        let with_tools = self.with_tools.as_ref().filter(|_| has_tools);
-        with_tools.or(self.without_tools.as_ref()).ok_or(Unknown::NoTemplate)
+        let template = match &self.with_tools {
+            WithTools::Own(template) if has_tools => Some(&**template),
+            WithTools::None if has_tools => None,
+            _ => self.without_tools.as_ref(),
+        };
+        template.ok_or(Unknown::NoTemplate)
     }
 }
 

@@ -121,7 +121,14 @@ impl Tokenizer {
             };
         };
         let body = self.body(text)?;
-        let room = max.map_or(body.len(), |max| max.saturating_sub(before.len() + after.len()));
+        let room = match max.filter(|&max| max < before.len() + body.len() + after.len()) {
+            None => body.len(),
+            // The library counts below zero here.
+            Some(max) => max.checked_sub(before.len() + after.len()).ok_or_else(|| {
+                let message = "a text cut to less than what is added to it".to_owned();
+                EncodeError { message }
+            })?,
+        };
         let kept = &body[body.len() - room.min(body.len())..];
         Ok([before, kept, after].concat())
     }

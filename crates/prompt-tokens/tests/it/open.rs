@@ -100,6 +100,10 @@ fn the_servers_settings_count() {
     assert_ne!(chat(&plain, tools), chat(&plain, ""));
     assert_eq!(chat(&opened(&dir, without), tools), chat(&plain, ""));
 
+    let large = serde_json::from_str(r#"{"a":[1e30]}"#).unwrap();
+    let large = PromptSettings { default_chat_template_kwargs: large, ..PromptSettings::default() };
+    let error = PromptTokens::open(dir.path(), large).unwrap_err();
+    assert!(error.to_string().starts_with("the default chat template argument `a`"), "{error}");
     let defaults = serde_json::from_str(r#"{"enable_thinking":false}"#).unwrap();
     let quiet =
         PromptSettings { default_chat_template_kwargs: defaults, ..PromptSettings::default() };
@@ -135,6 +139,10 @@ fn a_processors_template_goes_first() {
     assert_eq!(chat(&model, "").unwrap(), ids);
     let tools = r#","tools":[{"type":"function","function":{"name":"f"}}]"#;
     assert_eq!(chat(&model, tools), chat(&crate::open("chatml"), tools));
+    std::fs::write(dir.path().join("tokenizer_config.json"), "{}").unwrap();
+    let model = opened(&dir, PromptSettings::default());
+    assert!(chat(&model, "").is_ok());
+    assert_eq!(chat(&model, tools), Err(Unknown::NoTemplate));
 }
 
 #[test]
