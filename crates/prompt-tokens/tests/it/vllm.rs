@@ -1,8 +1,10 @@
 //! Every request of the fixtures: the same ids, or none where vLLM has none.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use kvroute_prompt_tokens::{Endpoint, Now, PromptSettings, PromptTokens, Unknown};
+use proptest::prelude::*;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -42,6 +44,10 @@ fn open(max_model_len: usize) -> BTreeMap<String, PromptTokens> {
     MODELS.iter().map(|name| model(name)).collect()
 }
 
+fn endpoint(case: &Case) -> Endpoint {
+    if case.endpoint == "chat" { Endpoint::Chat } else { Endpoint::Completions }
+}
+
 /// Twice over the same models: what is kept from the first time must not change the second.
 #[test]
 fn ids_are_those_that_vllm_makes() {
@@ -50,11 +56,7 @@ fn ids_are_those_that_vllm_makes() {
     let models = open(max_model_len);
     let mut wrong = Vec::new();
     for case in list.iter().chain(&list) {
-        let endpoint = match case.endpoint.as_str() {
-            "chat" => Endpoint::Chat,
-            _ => Endpoint::Completions,
-        };
-        let found = models[&case.model].from_body(endpoint, case.body.get().as_bytes(), now);
+        let found = models[&case.model].from_body(endpoint(case), case.body.get().as_bytes(), now);
         let expected = case.ids.as_ref();
         let is_right = match &found {
             Ok(tokens) => expected == Some(&tokens.prompts),
@@ -70,6 +72,64 @@ fn ids_are_those_that_vllm_makes() {
     }
     assert!(list.len() > 300);
     assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// The same from several threads at once, with a cache that is always full.
+#[test]
+fn threads_and_a_small_cache_change_nothing() {
+    let Cases { list, .. } = cases();
+    let settings = PromptSettings { cache_bytes: 2_000, ..PromptSettings::default() };
+    let model = PromptTokens::open(&fixture("mistral"), settings).unwrap();
+    let list: Vec<&Case> = list
+        .iter()
+        .filter(|case| case.model == "mistral" && !case.body.get().contains("truncate"))
+        .collect();
+    std::thread::scope(|scope| {
+        for start in 0..4 {
+            let (list, model) = (&list, &model);
+            scope.spawn(move || {
+                for case in list.iter().cycle().skip(start * 7).take(list.len() * 2) {
+                    let endpoint = endpoint(case);
+                    let found = model.from_body(endpoint, case.body.get().as_bytes(), None);
+                    let found = found.ok().map(|tokens| tokens.prompts);
+                    assert_eq!(found, case.ids, "{}", case.title);
+                }
+            });
+        }
+    });
+}
+
+proptest! {
+    /// Damaged bodies are refused or have tokens; nothing else happens.
+    #[test]
+    fn damaged_bodies_do_not_panic(
+        index in any::<prop::sample::Index>(),
+        damage in prop::collection::vec((any::<prop::sample::Index>(), part()), 1..4),
+        is_chat in any::<bool>(),
+    ) {
+        static SHARED: LazyLock<(Cases, BTreeMap<String, PromptTokens>)> =
+            LazyLock::new(|| (cases(), open(24)));
+        let (Cases { list, .. }, models) = &*SHARED;
+        let case = &list[index.index(list.len())];
+        let mut body = case.body.get().as_bytes().to_vec();
+        for (at, part) in damage {
+            let at = at.index(body.len());
+            let end = (at + part.len()).min(body.len());
+            body.splice(at..end, part);
+        }
+        let endpoint = if is_chat { Endpoint::Chat } else { Endpoint::Completions };
+        let now = Some(Now { unix_s: 0, utc_offset_s: 0 });
+        let _ = models[&case.model].from_body(endpoint, &body, now);
+    }
+}
+
+fn part() -> impl Strategy<Value = Vec<u8>> {
+    let texts =
+        ["null", "1", "[]", "{}", "\"\"", ",", ":", "\\", "true", "\"x\"", "1e99", "-1", "\\ud800"];
+    prop_oneof![
+        prop::sample::select(texts.to_vec()).prop_map(|text| text.as_bytes().to_vec()),
+        prop::collection::vec(any::<u8>(), 1..3),
+    ]
 }
 
 #[test]
