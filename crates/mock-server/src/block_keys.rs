@@ -166,7 +166,7 @@ impl BlockKeys {
             // tokens, and that with the first block only.
             Some(parent) => {
                 let parent = self.entries[parent.0 as usize].digest?;
-                hasher.resume(parent, tokens.len() as u64);
+                hasher.resume(parent, 1);
             }
             None => hasher
                 .restart(ExtraKeys { cache_salt: salt.map(str::to_owned), ..ExtraKeys::default() }),

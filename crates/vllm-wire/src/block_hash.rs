@@ -190,11 +190,11 @@ impl BlockHasher {
         self.filled = 0;
     }
 
-    /// Forgets all tokens and goes on as after the block `parent`, whose last token is the one before
-    /// token `block_start`; that must be a multiple of the block size.
-    pub fn resume(&mut self, parent: BlockDigest, block_start: u64) {
+    /// Takes the request's first `blocks` blocks as given, the last of which has the hash `parent`, and goes on behind
+    /// them: for a prefix whose hashes are known. Tokens given so far are forgotten.
+    pub fn resume(&mut self, parent: BlockDigest, blocks: u64) {
         self.parent = parent;
-        self.block_start = block_start;
+        self.block_start = blocks * self.block_size.get() as u64;
         self.filled = 0;
     }
 

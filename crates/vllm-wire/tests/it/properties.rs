@@ -176,6 +176,15 @@ proptest! {
         }
         prop_assert_eq!(&parts, &whole);
 
+        // From the middle, given what the blocks before came to.
+        for known in 1..=whole.len() {
+            hasher.resume(whole[known - 1], known as u64);
+            let mut rest = Vec::new();
+            hasher.extend(&tokens[known * block_size..], &mut rest);
+            prop_assert_eq!(&rest, &whole[known..]);
+            prop_assert_eq!(hasher.token_count(), tokens.len() as u64);
+        }
+
         hasher.restart(extra);
         let singly: Vec<_> = tokens.iter().filter_map(|token| hasher.push(*token)).collect();
         prop_assert_eq!(singly, whole);
