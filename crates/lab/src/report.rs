@@ -13,6 +13,7 @@
 //! their order: no clock, no locale, no random ids.
 
 mod html;
+mod plot;
 mod svg;
 mod words;
 
@@ -20,6 +21,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use crate::RunResult;
+pub use plot::{Mark, Panel, Series, latency_figure, panels_svg};
 use svg::{Chart, Group};
 
 /// Columns that the text table fits in, unless its numbers are absurd.
