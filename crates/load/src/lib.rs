@@ -20,6 +20,7 @@ mod answer;
 mod clock;
 mod config;
 mod driver;
+mod facts;
 mod failure;
 mod http;
 mod metrics;
@@ -30,6 +31,7 @@ mod watch;
 
 pub use config::{InstanceTarget, InvalidConfig, InvalidUrl, LoadConfig, Mode, PromptForm, Target};
 pub use driver::{LoadError, Progress, run};
+pub use facts::{InstanceFacts, instance_facts};
 pub use failure::FailureKind;
 pub use metrics::{
     Buckets, Counter, CounterReset, Gauge, Metrics, MetricsDelta, ScrapeError, Summary, scrape,
