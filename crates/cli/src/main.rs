@@ -9,6 +9,7 @@ mod cluster_args;
 mod demo;
 mod failure;
 mod inspect;
+mod live;
 mod load;
 mod log;
 mod mock;
@@ -17,6 +18,7 @@ mod provenance;
 mod serve;
 mod simulate;
 mod trace;
+mod validate;
 mod values;
 mod workload_args;
 
@@ -44,6 +46,8 @@ enum Command {
     Load(Box<load::LoadArgs>),
     /// Run a workload through routing policies over simulated vLLM instances, in virtual time.
     Simulate(Box<simulate::SimulateArgs>),
+    /// Simulate a measured run and say how far the simulation is off.
+    Validate(Box<validate::ValidateArgs>),
     /// Look at traces.
     Trace {
         #[command(subcommand)]
@@ -67,6 +71,7 @@ fn main() -> ExitCode {
         Command::Mock(args) => mock::run(&args),
         Command::Load(args) => load::run(&args),
         Command::Simulate(args) => simulate::run(&args),
+        Command::Validate(args) => validate::run(&args),
         Command::Trace { command } => trace::run(&command),
         Command::Policies(args) => inspect::policies(&args),
         Command::Profiles(args) => inspect::profiles(&args),

@@ -10,6 +10,7 @@ mod bad_input;
 mod inspect;
 mod serve;
 mod simulate;
+mod validate;
 
 use std::path::{Path, PathBuf};
 use std::process::Output;

@@ -8,7 +8,7 @@ use crate::bad_input::{complaint, says};
 use crate::stdout;
 
 /// A process that is stopped when the test ends, however it ends.
-struct Running(Child);
+pub(crate) struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -22,6 +22,16 @@ impl Running {
         let mut command = Command::new(assert_cmd::cargo::cargo_bin!("kvroute"));
         command.args(args).env("KVROUTE_LOG", "off");
         Self(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+    }
+
+    /// Mock instances on free ports, and their URLs.
+    pub(crate) fn mock(flags: &[&str]) -> (Self, Vec<String>) {
+        let mut mock = Self::start(&[&["mock", "--port", "0"], flags].concat());
+        let count = flags.iter().position(|flag| *flag == "--instances");
+        let count = count.map_or(1, |at| flags[at + 1].parse().unwrap());
+        let lines = BufReader::new(mock.0.stdout.take().unwrap()).lines();
+        let urls = lines.take(count).map(Result::unwrap).collect();
+        (mock, urls)
     }
 
     /// Asks it to stop, as a service manager does, and returns its exit status.
@@ -48,10 +58,7 @@ fn post(addr: &str, path: &str, body: &str) -> String {
 
 #[test]
 fn a_conversation_goes_back_to_the_instance_that_knows_it() {
-    let mut mock =
-        Running::start(&["mock", "--instances", "2", "--port", "0", "--time-scale", "50"]);
-    let urls: Vec<String> =
-        BufReader::new(mock.0.stdout.take().unwrap()).lines().take(2).map(Result::unwrap).collect();
+    let (mock, urls) = Running::mock(&["--instances", "2", "--time-scale", "50"]);
     let any_port = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
     let mut serve =
         Running::start(&[&["serve", "--instance", &urls[0], &urls[1]], &any_port[..]].concat());
