@@ -5,6 +5,7 @@
 
 #![expect(clippy::print_stdout, reason = "printing results is what this crate is for")]
 
+mod calibrate;
 mod cluster_args;
 mod demo;
 mod failure;
@@ -46,6 +47,8 @@ enum Command {
     Load(Box<load::LoadArgs>),
     /// Run a workload through routing policies over simulated vLLM instances, in virtual time.
     Simulate(Box<simulate::SimulateArgs>),
+    /// Measure an idle vLLM and write its latency profile.
+    Calibrate(Box<calibrate::CalibrateArgs>),
     /// Simulate a measured run and say how far the simulation is off.
     Validate(Box<validate::ValidateArgs>),
     /// Look at traces.
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
         Command::Mock(args) => mock::run(&args),
         Command::Load(args) => load::run(&args),
         Command::Simulate(args) => simulate::run(&args),
+        Command::Calibrate(args) => calibrate::run(&args),
         Command::Validate(args) => validate::run(&args),
         Command::Trace { command } => trace::run(&command),
         Command::Policies(args) => inspect::policies(&args),

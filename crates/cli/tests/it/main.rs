@@ -7,6 +7,7 @@
 )]
 
 mod bad_input;
+mod calibrate;
 mod inspect;
 mod serve;
 mod simulate;
