@@ -70,20 +70,23 @@ mod tests {
             tokens: tokens.to_vec(),
             output_tokens: 2,
         };
-        let workload =
-            Workload::of_prompts("p", [prompt(&[1, 2, 3, 4]), prompt(&[1, 2, 3, 4, 9, 9])]);
+        let workload = Workload::of_prompts(
+            "p",
+            [&[1, 2, 3, 4][..], &[1, 2, 3, 4, 9, 9], &[1, 2, 3, 4]].map(prompt),
+        );
         let stream = TokenStream::new(NonZeroU32::new(50).unwrap(), 0);
         let sent: Vec<Vec<u32>> = workload
             .requests()
             .iter()
             .map(|r| workload.tokens(r, &stream).take(r.prompt_tokens.0 as usize).collect())
             .collect();
-        assert_eq!(sent, [vec![1, 2, 3, 4], vec![1, 2, 3, 4, 9, 9]]);
-        assert_eq!(workload.sessions(), 2);
+        assert_eq!(sent, [vec![1, 2, 3, 4], vec![1, 2, 3, 4, 9, 9], vec![1, 2, 3, 4]]);
+        assert_eq!(workload.sessions(), 3);
         let plan = Plan::new(&workload, BlockSize::new(2).unwrap()).unwrap();
         let blocks =
             |index: usize| plan.chain(workload.requests()[index].id).keys().collect::<Vec<_>>();
         assert_eq!(blocks(0)[..2], blocks(1)[..2]);
-        assert_ne!(blocks(0)[2], blocks(1)[2], "the output is nobody else's");
+        assert_eq!(blocks(0)[..2], blocks(2)[..2]);
+        assert_ne!(blocks(0)[2], blocks(2)[2], "the output is nobody else's");
     }
 }
