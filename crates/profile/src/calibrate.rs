@@ -181,10 +181,17 @@ const FREE: [Coefficient; 6] = [
     Coefficient::DecodePerContextToken,
 ];
 
+/// Fits one after the other; the weights hardly change after the first few.
+const REWEIGHTINGS: usize = 6;
+/// Errors above so many medians are far off.
+const FAR_OFF: f64 = 2.0;
+/// Relative error below which a measurement is never far off.
+const MEASURED_TO: f64 = 0.005;
+
 impl Calibration {
     /// Fits a step model and overheads to measurements of one instance.
     ///
-    /// Six coefficients, at the knee exponent with the least squares; first tokens together weigh as much as decode
+    /// Six coefficients, at the knee exponent with the least error; first tokens together weigh as much as decode
     /// steps. What cannot be told apart from outside is left at zero: see the sources of the profile.
     ///
     /// # Errors
@@ -278,16 +285,43 @@ impl Calibration {
 fn fit_step(observations: &[Observation]) -> Result<StepModel, FitError> {
     let mut best: Option<(f64, StepModel)> = None;
     for linear_knee in [1, 2, 4, 8] {
-        let start = StepModel { linear_knee, ..first_guess(observations) };
-        let mut fitted = fit_observations(observations, &start, &FREE)?;
-        fitted.mixed_decode_s_per_context_token = fitted.decode_s_per_context_token;
-        let square = |o: &Observation| o.weight * o.relative_error(&fitted).powi(2);
-        let squares: f64 = observations.iter().map(square).sum();
-        if best.as_ref().is_none_or(|(least, _)| squares < *least) {
-            best = Some((squares, fitted));
+        let fitted = fit_at_knee(observations, linear_knee)?;
+        let loss = observations.iter().map(|o| o.weight * o.relative_error(&fitted).abs()).sum();
+        if best.as_ref().is_none_or(|(least, _)| loss < *least) {
+            best = Some((loss, fitted));
         }
     }
     Ok(best.expect("four exponents were tried").1)
+}
+
+/// Least squares, in which a measurement far off weighs only as much as its error's size, not its square (Huber 1964,
+/// *Ann. Math. Statist.* 35, by reweighting): one disturbed measurement shall not bend the rest.
+fn fit_at_knee(observations: &[Observation], linear_knee: u32) -> Result<StepModel, FitError> {
+    let mut model = StepModel { linear_knee, ..first_guess(observations) };
+    let mut weighted = observations.to_vec();
+    for _ in 0..REWEIGHTINGS {
+        model = fit_observations(&weighted, &start_from(&model, observations), &FREE)?;
+        let errors: Vec<f64> =
+            observations.iter().map(|o| o.relative_error(&model).abs()).collect();
+        let far = FAR_OFF * median(errors.clone()).unwrap_or(0.0).max(MEASURED_TO);
+        for ((weighted, observation), error) in weighted.iter_mut().zip(observations).zip(errors) {
+            weighted.weight = observation.weight * (far / error).min(1.0);
+        }
+    }
+    model.mixed_decode_s_per_context_token = model.decode_s_per_context_token;
+    Ok(model)
+}
+
+/// A model to start the next search from: a coefficient that went to 0 begins at its first guess again.
+fn start_from(model: &StepModel, observations: &[Observation]) -> StepModel {
+    let (mut start, mut guess) = (model.clone(), first_guess(observations));
+    for coefficient in FREE {
+        let value = coefficient.of(&mut start);
+        if *value <= 0.0 {
+            *value = *coefficient.of(&mut guess);
+        }
+    }
+    start
 }
 
 /// The magnitude of each coefficient, from single points.

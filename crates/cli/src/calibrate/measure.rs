@@ -18,6 +18,9 @@ const FIRST_TOKEN_ID: u32 = 100;
 /// Prompts longer than this are prefilled before their decode steps are measured, so that all decode at once.
 const PREFILLED_ABOVE: u32 = 128;
 
+/// Rounds over all measurements.
+const ROUNDS: u32 = 3;
+
 /// Sends prompts to one instance.
 pub(super) struct Driver {
     instance: Target,
@@ -27,12 +30,15 @@ pub(super) struct Driver {
     salt: u64,
 }
 
-/// What a first token took, client and engine.
-struct FirstTokens {
+/// What one probe gave so far.
+#[derive(Default)]
+struct Samples {
+    /// As the client saw it, s.
     client_s: Vec<f64>,
+    /// Of first tokens, as the instance told.
     cached_tokens: Vec<u32>,
-    /// Mean of the engine's own prefill time; `None` if it does not tell.
-    engine_mean_s: Option<f64>,
+    /// Sum and number of the engine's own prefill times, s; of cold first tokens, if it tells them.
+    engine_s: (f64, f64),
 }
 
 impl Driver {
@@ -51,20 +57,30 @@ impl Driver {
         self.salt
     }
 
-    /// Takes all measurements, one after the other; progress goes to standard error.
+    /// Takes all measurements, in rounds over all of them, so that what disturbs the machine for a while does not spoil
+    /// every repetition of one; progress goes to standard error.
     pub(super) async fn measure(&self, probes: &[Probe]) -> Result<Vec<Measured>, Failure> {
-        let style = ProgressStyle::with_template("{bar:30} {pos} of {len}: {msg}, {elapsed} gone");
-        let progress = ProgressBar::new(probes.len() as u64)
+        let style = ProgressStyle::with_template("{bar:30} {percent} %: {msg}, {elapsed} gone");
+        let progress = ProgressBar::new(u64::from(ROUNDS) * probes.len() as u64)
             .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         self.warm_up().await?;
-        let mut measured = Vec::with_capacity(probes.len());
-        for (number, probe) in (1..).zip(probes) {
-            progress.set_message(format!("{:?}", probe.measure));
-            measured.push(self.take(number, probe).await?);
-            progress.inc(1);
+        let mut samples: Vec<Samples> = probes.iter().map(|_| Samples::default()).collect();
+        for round in 0..ROUNDS {
+            for ((number, probe), samples) in (1..).zip(probes).zip(&mut samples) {
+                progress.set_message(format!("{:?}", probe.measure));
+                let reps = (round..probe.repetitions).step_by(ROUNDS as usize).collect::<Vec<_>>();
+                if !reps.is_empty() {
+                    self.take(number, &reps, probe.measure, samples).await?;
+                }
+                progress.inc(1);
+            }
         }
         progress.finish_and_clear();
-        Ok(measured)
+        Ok(probes
+            .iter()
+            .zip(samples)
+            .map(|(probe, samples)| samples.measured(probe.measure))
+            .collect())
     }
 
     /// The first requests of a server's life are slow.
@@ -73,70 +89,68 @@ impl Driver {
         self.play(one_by_one(), prompts.collect()).await.map(|_| ())
     }
 
-    async fn take(&self, number: u64, probe: &Probe) -> Result<Measured, Failure> {
-        match probe.measure {
+    /// Takes repetitions of one measurement.
+    async fn take(
+        &self,
+        number: u64,
+        reps: &[u32],
+        measure: Measure,
+        samples: &mut Samples,
+    ) -> Result<(), Failure> {
+        match measure {
             Measure::FirstToken { prompt_tokens, cached_tokens } => {
-                let taken =
-                    self.first_tokens(number, prompt_tokens, cached_tokens, probe.repetitions);
-                let FirstTokens { client_s, cached_tokens, engine_mean_s } = taken.await?;
-                let client_mean_s = client_s.iter().sum::<f64>() / client_s.len() as f64;
-                Ok(Measured {
-                    measure: Measure::FirstToken {
-                        prompt_tokens,
-                        cached_tokens: middle(cached_tokens),
-                    },
-                    seconds: median(client_s),
-                    means_s: engine_mean_s.map(|engine_s| (client_mean_s, engine_s)),
-                })
+                let prompts = reps.iter().map(|rep| self.prompt(number, *rep, prompt_tokens, 1));
+                self.take_first_tokens(prompts.collect(), cached_tokens, samples).await
             }
             Measure::Decode { batch, prompt_tokens, output_tokens } => {
-                let mut steps_s = Vec::new();
-                for rep in 0..probe.repetitions {
-                    let prompt = |index: u32, output_tokens: u32| {
-                        self.prompt(number, (rep << 16) + index, prompt_tokens, output_tokens)
+                for rep in reps {
+                    let prompts = |output_tokens: u32| -> Vec<TokenPrompt> {
+                        let prompt = |index| {
+                            self.prompt(number, (rep << 16) + index, prompt_tokens, output_tokens)
+                        };
+                        (0..batch).map(prompt).collect()
                     };
                     if prompt_tokens > PREFILLED_ABOVE {
-                        let prompts = (0..batch).map(|index| prompt(index, 1)).collect();
-                        self.play(one_by_one(), prompts).await?;
+                        self.play(one_by_one(), prompts(1)).await?;
                     }
-                    let prompts = (0..batch).map(|index| prompt(index, output_tokens)).collect();
-                    let outcome = self.play(Mode::OpenLoop {}, prompts).await?;
-                    steps_s.push(middle_mean_s(&outcome.inter_token_ns));
+                    let outcome = self.play(Mode::OpenLoop {}, prompts(output_tokens)).await?;
+                    samples.client_s.push(middle_mean_s(&outcome.inter_token_ns));
                 }
-                Ok(Measured { measure: probe.measure, seconds: median(steps_s), means_s: None })
+                Ok(())
             }
         }
     }
 
-    /// First tokens of prompts that begin with what a request just before left in the cache.
-    async fn first_tokens(
+    /// First tokens of prompts, whose first `cached_tokens` a request just before leaves in the cache.
+    async fn take_first_tokens(
         &self,
-        number: u64,
-        prompt_tokens: u32,
+        measured: Vec<TokenPrompt>,
         cached_tokens: u32,
-        repetitions: u32,
-    ) -> Result<FirstTokens, Failure> {
+        samples: &mut Samples,
+    ) -> Result<(), Failure> {
         let mut prompts = Vec::new();
-        for rep in 0..repetitions {
-            let measured = self.prompt(number, rep, prompt_tokens, 1);
+        for prompt in measured {
             if cached_tokens > 0 {
-                let mut first = measured.clone();
+                let mut first = prompt.clone();
                 first.tokens.truncate(cached_tokens as usize);
                 prompts.push(first);
             }
-            prompts.push(measured);
+            prompts.push(prompt);
         }
         let outcome = self.play(one_by_one(), prompts).await?;
         let every = if cached_tokens > 0 { 2 } else { 1 };
         let measured = || outcome.records.iter().skip(every - 1).step_by(every);
-        let client_s = measured().filter_map(ttft_s).collect();
+        samples.client_s.extend(measured().filter_map(ttft_s));
         // A server that does not tell is taken at its rule: whole blocks are found again.
         let cached = |record: &RequestRecord| record.cached_tokens.map_or(cached_tokens, |c| c.0);
+        samples.cached_tokens.extend(measured().map(cached));
         let delta = outcome.instances.first().and_then(|instance| instance.delta()?.ok());
-        let engine_mean_s = delta
-            .and_then(|delta| delta.summary(Summary::PrefillTime)?.mean())
-            .filter(|_| cached_tokens == 0);
-        Ok(FirstTokens { client_s, cached_tokens: measured().map(cached).collect(), engine_mean_s })
+        let prefills = delta.as_ref().and_then(|delta| delta.summary(Summary::PrefillTime));
+        if let Some(prefills) = prefills.filter(|_| cached_tokens == 0) {
+            samples.engine_s.0 += prefills.sum;
+            samples.engine_s.1 += prefills.count;
+        }
+        Ok(())
     }
 
     async fn play(&self, mode: Mode, prompts: Vec<TokenPrompt>) -> Result<LoadOutcome, Failure> {
@@ -177,6 +191,22 @@ impl Driver {
             tokens: (0..tokens).map(token).collect(),
             output_tokens,
         }
+    }
+}
+
+impl Samples {
+    /// The repetitions as one measurement.
+    fn measured(self, measure: Measure) -> Measured {
+        let Self { client_s, cached_tokens, engine_s: (sum_s, count) } = self;
+        let client_mean_s = client_s.iter().sum::<f64>() / client_s.len() as f64;
+        let measure = match measure {
+            Measure::FirstToken { prompt_tokens, .. } => {
+                Measure::FirstToken { prompt_tokens, cached_tokens: middle(cached_tokens) }
+            }
+            Measure::Decode { .. } => measure,
+        };
+        let means_s = (count > 0.0).then(|| (client_mean_s, sum_s / count));
+        Measured { measure, seconds: median(client_s), means_s }
     }
 }
 

@@ -15,7 +15,7 @@ pub struct Probe {
 /// How much to measure.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Effort {
-    /// A minute on a small model: seven prompt lengths, five cached shares, a dozen batches.
+    /// A minute on a small model: seven prompt lengths, five cached shares, ten batches.
     #[default]
     Full,
     /// A few seconds, for a look: the corners only.
@@ -43,7 +43,7 @@ pub fn probes(engine: &EngineDefaults, effort: Effort) -> Vec<Probe> {
         .min(capacity.saturating_sub(engine.block_size))
         .clamp(1, PROMPT_TOKENS_MAX);
     let (every, repetitions) = match effort {
-        Effort::Full => (1, 5),
+        Effort::Full => (1, 6),
         Effort::Quick => (2, 2),
     };
     let mut lengths: Vec<u32> = (0..16)

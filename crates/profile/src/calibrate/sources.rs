@@ -62,7 +62,7 @@ impl Calibration {
             source(
                 &["step.linear_knee"],
                 SourceKind::Measured,
-                format!("{}: of 1, 2, 4 and 8 the exponent with the least squares.", self.step.linear_knee),
+                format!("{}: of 1, 2, 4 and 8 the exponent with the least error.", self.step.linear_knee),
             ),
             source(
                 &LEFT_OUT,
@@ -116,7 +116,7 @@ impl Calibration {
             ),
         };
         format!(
-            "Least squares of relative error, first tokens (less the front end's overhead) and decode steps weighing alike. \
+            "Least squares of relative error (Huber's: linear for what is far off), first tokens (less the front end's overhead) and decode steps weighing alike. \
              Measurements, medians of repetitions at an idle instance, and how far the model is off: {}.{left_out}",
             kinds.join("; ")
         )
