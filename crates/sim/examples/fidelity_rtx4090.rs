@@ -9,11 +9,7 @@
 #[path = "../tests/rtx4090/mod.rs"]
 mod rtx4090;
 
-use std::fs::File;
-use std::path::Path;
-
 use kvroute_lab::{Compared, Latencies, LatencyComparison};
-use kvroute_profile::read_engine_log;
 use kvroute_sim::{SimConfig, SimOutcome};
 use kvroute_workload::{Plan, Workload};
 
@@ -27,6 +23,8 @@ fn main() {
     print_engine(&measured, &simulated, &outcome);
     println!();
     print_sensitivity(&measured, &config, &workload);
+    println!();
+    print_overhead_estimates(&config, &workload);
 }
 
 /// The five figures of each latency.
@@ -107,12 +105,23 @@ fn print_sensitivity(measured: &Latencies, right: &SimConfig, workload: &(Worklo
     }
 }
 
+/// What the estimator of the step overhead finds where the overhead is known: in simulated runs.
+fn print_overhead_estimates(config: &SimConfig, workload: &(Workload, Plan)) {
+    println!("| step overhead of the run | found in its log |\n|---|---:|");
+    for ms in [0.0, 0.25, 0.5, 0.75, 1.0, 1.12, 1.25, 1.5] {
+        let mut config = config.clone();
+        config.profile.step.overhead_s = ms * 1e-3;
+        let log = rtx4090::simulated_log(&config, workload);
+        let found_ms = 1e3 * rtx4090::estimated_overhead_s(&config, &log);
+        println!("| {ms} ms, simulated | {found_ms:.2} ms |");
+    }
+    let found_ms = 1e3 * rtx4090::estimated_overhead_s(config, &rtx4090::measured_log());
+    println!("| measured | {found_ms:.2} ms |");
+}
+
 /// Mean of the run's once-a-second samples.
 fn measured_mean_running() -> f64 {
-    let path = "../profile/data/rtx4090-llama3.1-8b/timeseries.csv";
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
-    let log = File::open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    let seconds = read_engine_log(log).expect("the committed log is well-formed");
+    let seconds = rtx4090::measured_log();
     seconds.iter().map(|second| f64::from(second.running)).sum::<f64>() / seconds.len() as f64
 }
 

@@ -26,6 +26,23 @@ fn rtx4090_run_is_reproduced() {
     }
 }
 
+/// The profile's step overhead is an estimate from the measured run's log; here from logs of runs whose overhead is known.
+#[test]
+fn the_step_overhead_is_found_in_a_log() {
+    let workload = rtx4090::workload();
+    for overhead_s in [0.0, 0.5e-3, 1.12e-3] {
+        let mut config = rtx4090::config();
+        config.profile.step.overhead_s = overhead_s;
+        let log = rtx4090::simulated_log(&config, &workload);
+        let found_s = rtx4090::estimated_overhead_s(&config, &log);
+        let apart_ms = 1e3 * (found_s - overhead_s);
+        assert!((0.0..0.2).contains(&apart_ms), "{overhead_s} s: {apart_ms} ms too high");
+    }
+    let config = rtx4090::config();
+    let measured_s = rtx4090::estimated_overhead_s(&config, &rtx4090::measured_log());
+    assert!((measured_s - config.profile.step.overhead_s).abs() < 1e-6, "{measured_s} s");
+}
+
 fn assert_close(what: &str, simulated: f64, measured: f64) {
     let error = simulated / measured - 1.0;
     assert!(
