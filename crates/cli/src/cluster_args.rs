@@ -15,13 +15,9 @@ use kvroute_types::BlockSize;
 use crate::failure::Failure;
 use crate::values;
 
-/// Instances, engine sizes and signals.
+/// Engine sizes, latency profile and signals of a cluster.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ClusterArgs {
-    /// Number of instances; several give a run each.
-    #[arg(long, value_name = "N", num_args = 1.., default_value = "2", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Cluster")]
-    pub(crate) instances: Vec<u32>,
-
     /// Latency profile: a built-in name (see `kvroute profiles`) or a TOML file.
     #[arg(
         long,

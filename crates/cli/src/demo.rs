@@ -5,12 +5,12 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use anyhow::Context;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use kvroute_gateway::{Gateway, GatewayConfig, InstanceConfig, prefix_key_of_ids, session_key};
+use kvroute_gateway::{Gateway, GatewayConfig, InstanceConfig};
 use kvroute_lab::{
     InstanceMeasurements, Measurements, Mode, Pair, Preemptions, RunResult, Slo, WarmUp,
     comparison_html, comparison_table, figures, mean_in_flight,
@@ -26,6 +26,7 @@ use kvroute_workload::{Plan, TokenStream, TraceStats, Workload, WorkloadSpec};
 use tokio::task::JoinSet;
 
 use crate::failure::Failure;
+use crate::live::{as_routed, wait_until_ready};
 use crate::provenance::manifest;
 
 /// Instances behind the gateway.
@@ -179,15 +180,7 @@ fn prepare(
 ) -> Result<Prepared, Failure> {
     let spec = WorkloadSpec::from_toml(spec).map_err(Failure::usage)?;
     let workload = spec.generate(seed, requests).map_err(Failure::usage)?.with_name(name);
-    let stream = TokenStream::new(VOCABULARY, 0);
-    let as_routed = workload.clone().with_keys(|workload, request| {
-        let prompt = workload.tokens(request, &stream).take(request.prompt_tokens.0 as usize);
-        let session = format!("{:016x}", request.session_key);
-        (
-            session_key(session.as_bytes()),
-            prefix_key_of_ids(prompt, &GatewayConfig::default().prompt),
-        )
-    });
+    let as_routed = as_routed(workload.clone(), &TokenStream::new(VOCABULARY, 0));
     let config = sim_config(profile);
     let plan = Plan::new(&workload, config.engine.block_size).map_err(Failure::usage)?;
     let stats =
@@ -255,19 +248,6 @@ fn load_config(gateway: &Gateway, cluster: &MockCluster) -> Result<LoadConfig, F
         instances,
         ..LoadConfig::default()
     })
-}
-
-async fn wait_until_ready(gateway: &Gateway) -> Result<(), Failure> {
-    let begun = Instant::now();
-    while !gateway.is_ready() {
-        if begun.elapsed() > Duration::from_secs(5) {
-            return Err(Failure::Run(anyhow::anyhow!(
-                "the gateway found no healthy instance within 5 s"
-            )));
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    Ok(())
 }
 
 /// The cluster that a simulated half runs on.

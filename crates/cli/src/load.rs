@@ -127,11 +127,7 @@ pub(crate) fn run(args: &LoadArgs) -> Result<(), Failure> {
     let manifest = manifest(started, &config, vec![args.seed], source.inputs()?)?;
     let report = serde_json::json!({ "manifest": manifest, "runs": [&run] });
     if let Some(out) = &args.out {
-        let mut lines = Vec::new();
-        for record in &outcome.records {
-            serde_json::to_writer(&mut lines, record).map_err(std::io::Error::from)?;
-            lines.push(b'\n');
-        }
+        let lines = crate::output::json_lines(&outcome.records)?;
         let results = serde_json::to_vec_pretty(&report).map_err(std::io::Error::from)?;
         crate::output::write_atomically(&out.join("requests.jsonl"), &lines)?;
         crate::output::write_atomically(&out.join("results.json"), &results)?;

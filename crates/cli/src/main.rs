@@ -5,10 +5,12 @@
 
 #![expect(clippy::print_stdout, reason = "printing results is what this crate is for")]
 
+mod calibrate;
 mod cluster_args;
 mod demo;
 mod failure;
 mod inspect;
+mod live;
 mod load;
 mod log;
 mod mock;
@@ -18,6 +20,7 @@ mod replay;
 mod serve;
 mod simulate;
 mod trace;
+mod validate;
 mod values;
 mod workload_args;
 
@@ -47,6 +50,10 @@ enum Command {
     Simulate(Box<simulate::SimulateArgs>),
     /// Make a gateway's decisions again from its decision log, and see what other policies would have decided.
     Replay(replay::ReplayArgs),
+    /// Measure an idle vLLM and write its latency profile.
+    Calibrate(Box<calibrate::CalibrateArgs>),
+    /// Simulate a measured run and say how far the simulation is off.
+    Validate(Box<validate::ValidateArgs>),
     /// Look at traces.
     Trace {
         #[command(subcommand)]
@@ -71,6 +78,8 @@ fn main() -> ExitCode {
         Command::Load(args) => load::run(&args),
         Command::Simulate(args) => simulate::run(&args),
         Command::Replay(args) => replay::run(&args),
+        Command::Calibrate(args) => calibrate::run(&args),
+        Command::Validate(args) => validate::run(&args),
         Command::Trace { command } => trace::run(&command),
         Command::Policies(args) => inspect::policies(&args),
         Command::Profiles(args) => inspect::profiles(&args),

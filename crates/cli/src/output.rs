@@ -4,9 +4,12 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 
+use anyhow::Context;
 use clap::ValueEnum;
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
+
+use crate::failure::Failure;
 
 /// How rows come out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -32,6 +35,27 @@ pub(crate) fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
     let part = path.with_extension("part");
     fs::write(&part, content)?;
     fs::rename(part, path)
+}
+
+/// [`write_atomically`], making the folders on the way and naming the file if it cannot be written.
+pub(crate) fn write_file(path: &Path, content: &[u8]) -> Result<(), Failure> {
+    let write = || {
+        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            fs::create_dir_all(folder)?;
+        }
+        write_atomically(path, content)
+    };
+    write().with_context(|| format!("cannot write {}", path.display())).map_err(Failure::Run)
+}
+
+/// One JSON object a line.
+pub(crate) fn json_lines(rows: &[impl Serialize]) -> io::Result<Vec<u8>> {
+    let mut lines = Vec::new();
+    for row in rows {
+        serde_json::to_writer(&mut lines, row)?;
+        lines.push(b'\n');
+    }
+    Ok(lines)
 }
 
 /// Writes rows as a table with a header, or as CSV.

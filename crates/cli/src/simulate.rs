@@ -38,6 +38,10 @@ pub(crate) struct SimulateArgs {
     #[arg(long, value_name = "NAME", num_args = 1.., default_value = "all")]
     policy: Vec<String>,
 
+    /// Number of instances; several give a run each.
+    #[arg(long, value_name = "N", num_args = 1.., default_value = "2", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Cluster")]
+    instances: Vec<u32>,
+
     #[command(flatten)]
     cluster: ClusterArgs,
 
@@ -114,7 +118,7 @@ pub(crate) fn run(args: &SimulateArgs) -> Result<(), Failure> {
     let cells = |seed: u64| -> Result<Vec<Cell>, Failure> {
         let mut cells = Vec::new();
         for &policy in &policies {
-            for &instances in &args.cluster.instances {
+            for &instances in &args.instances {
                 let mut config = args.cluster.config(&profile, policy, instances, seed)?;
                 config.measure_from_s = args.warm_up.as_secs_f64();
                 cells.push(Cell { policy, instances, config });
@@ -151,7 +155,7 @@ pub(crate) fn run(args: &SimulateArgs) -> Result<(), Failure> {
             let config = EffectiveConfig {
                 workload: source.config(),
                 policies,
-                instances: args.cluster.instances.clone(),
+                instances: args.instances.clone(),
                 warm_up_s: args.warm_up.as_secs_f64(),
                 slo: slo(args),
                 cluster,

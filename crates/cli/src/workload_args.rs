@@ -63,7 +63,8 @@ pub(crate) struct WorkloadArgs {
 #[derive(Clone, Debug, Args)]
 #[group(required = true, multiple = false)]
 struct Source {
-    /// Synthetic workload: chat, rag, mixed, uniform, or a TOML file of that form.
+    /// Synthetic workload: chat, rag, mixed, uniform, or a TOML file of that form. Another file is a trace, by default of
+    /// requests with token ids (llmservingsim).
     #[arg(long, value_name = "SPEC", help_heading = "Workload")]
     workload: Option<String>,
 
@@ -134,8 +135,14 @@ impl WorkloadArgs {
             return Ok(WorkloadSource::Trace { args: self, path, format });
         }
         let name = self.source.workload.as_deref().expect("one source is required");
+        if is_trace(Path::new(name)) {
+            let format = self.conversations.trace_format.unwrap_or(TraceFormat::LlmServingSim);
+            return Ok(WorkloadSource::Trace { args: self, path: Path::new(name), format });
+        }
         if self.conversations.trace_format.is_some() {
-            return Err(Failure::Usage(anyhow!("--trace-format goes with --trace")));
+            return Err(Failure::Usage(anyhow!(
+                "--trace-format goes with --trace, or a --workload that is a file of requests"
+            )));
         }
         let mut spec = read_spec(name)?;
         if self.rate_scale.is_some() {
@@ -275,6 +282,14 @@ pub(crate) fn read_trace(
     read()
         .with_context(|| format!("cannot read the trace {}", path.display()))
         .map_err(Failure::Usage)
+}
+
+/// Whether a workload's name means a file of requests, and not a specification.
+fn is_trace(name: &Path) -> bool {
+    let has = |extensions: &[&str]| {
+        name.extension().is_some_and(|is| extensions.iter().any(|known| is == *known))
+    };
+    has(&["jsonl", "gz", "zst"]) || (name.is_file() && !has(&["toml"]))
 }
 
 fn read_spec(name: &str) -> Result<WorkloadSpec, Failure> {

@@ -6,12 +6,14 @@
 //! and a [`Manifest`] says where they came from.
 //!
 //! The crate is *not* told how a run is made: it drives nothing, and reads no clock, environment or
-//! socket (the caller passes what the manifest needs of them). `comparison_table`, `comparison_html` and `figures` set live runs beside simulated ones.
+//! socket (the caller passes what the manifest needs of them). `comparison_table`, `comparison_html` and `figures` set live
+//! runs beside simulated ones; [`LatencyComparison`] says how far a simulation of a measured run is off.
 //! The same measurements give the same bytes, whatever the order of the records.
 //!
 //! [`RequestRecord`]: kvroute_types::RequestRecord
 
 mod columns;
+mod latencies;
 mod manifest;
 mod measurements;
 mod quantile;
@@ -19,12 +21,16 @@ mod report;
 mod run_result;
 mod table;
 
+pub use latencies::{Compared, FigureComparison, Latencies, LatencyComparison, MeasuredError};
 pub use manifest::{InputFile, Machine, Manifest, ReadInputError};
 pub use measurements::{
     InstanceMeasurements, Measurements, Mode, Preemptions, Slo, WarmUp, mean_in_flight,
 };
 pub use quantile::{Summary, quantile};
-pub use report::{Pair, comparison_html, comparison_table, figures};
+pub use report::{
+    Mark, Pair, Panel, Series, comparison_html, comparison_table, figures, latency_figure,
+    panels_svg,
+};
 pub use run_result::{
     CacheResult, DecisionLogHash, IndexResult, InstanceResult, LoadResult, ParseHashError,
     RunResult,

@@ -13,6 +13,7 @@
 //! their order: no clock, no locale, no random ids.
 
 mod html;
+mod plot;
 mod svg;
 mod words;
 
@@ -20,6 +21,7 @@ use std::collections::BTreeSet;
 
 use crate::RunResult;
 use crate::columns::{Column, Layout, finite, fixed, shortened};
+pub use plot::{Mark, Panel, Series, latency_figure, panels_svg};
 use svg::{Chart, Group};
 
 /// Fits in 120 columns, unless its numbers are absurd; a workload's or policy's name keeps 8.

@@ -21,6 +21,7 @@ mod answer;
 mod clock;
 mod config;
 mod driver;
+mod facts;
 mod failure;
 mod http;
 mod metrics;
@@ -32,6 +33,7 @@ mod watch;
 pub use admin::{AdminError, gateway_policy};
 pub use config::{InstanceTarget, InvalidConfig, InvalidUrl, LoadConfig, Mode, PromptForm, Target};
 pub use driver::{LoadError, Progress, run};
+pub use facts::{InstanceFacts, instance_facts};
 pub use failure::FailureKind;
 pub use metrics::{
     Buckets, Counter, CounterReset, Gauge, Metrics, MetricsDelta, ScrapeError, Summary, scrape,

@@ -320,6 +320,11 @@ pub enum ScrapeError {
 /// # Errors
 /// If it does not come within `timeout`, or with another status than 200.
 pub async fn scrape(instance: &Target, timeout: Duration) -> Result<Metrics, ScrapeError> {
+    Ok(Metrics::parse(&read_page(instance, timeout).await?))
+}
+
+/// The page as it came.
+pub(crate) async fn read_page(instance: &Target, timeout: Duration) -> Result<String, ScrapeError> {
     let unreachable =
         |problem: String| ScrapeError::Unreachable { instance: instance.to_string(), problem };
     let answer = tokio::time::timeout(timeout, get(instance, "/metrics")).await;
@@ -329,7 +334,7 @@ pub async fn scrape(instance: &Target, timeout: Duration) -> Result<Metrics, Scr
         let instance = instance.to_string();
         return Err(ScrapeError::Status { instance, status: status.as_u16() });
     }
-    Ok(Metrics::parse(&String::from_utf8_lossy(&body)))
+    Ok(String::from_utf8_lossy(&body).into_owned())
 }
 
 fn growth(before: f64, after: f64) -> Option<f64> {
@@ -362,15 +367,15 @@ fn buckets(samples: &[Sample<'_>], name: &str) -> Option<Buckets> {
 
 /// One line of a page.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Sample<'a> {
-    name: &'a str,
+pub(crate) struct Sample<'a> {
+    pub(crate) name: &'a str,
     labels: &'a str,
     value: f64,
 }
 
 impl<'a> Sample<'a> {
     /// `name{labels} value [timestamp]`; `None` for comments, other programs' metrics, and values that are no numbers.
-    fn parse(line: &'a str) -> Option<Self> {
+    pub(crate) fn parse(line: &'a str) -> Option<Self> {
         let line = line.trim();
         if !line.starts_with("vllm:") {
             return None;
@@ -389,7 +394,7 @@ impl<'a> Sample<'a> {
     }
 
     /// The value of a label. Only for those that need no unescaping.
-    fn label(&self, name: &str) -> Option<&'a str> {
+    pub(crate) fn label(&self, name: &str) -> Option<&'a str> {
         let mut rest = self.labels;
         while let Some((label, value)) = rest.split_once("=\"") {
             let end = quote_end(value)?;

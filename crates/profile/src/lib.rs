@@ -9,16 +9,21 @@
 //! tests hold them to it.
 //!
 //! The crate is *not* an engine: it does not schedule, cache or queue, knows no clock, and does not
-//! model two engines on one device slowing each other down. Nor does it measure; `kvroute
-//! calibrate` brings the observations.
+//! model two engines on one device slowing each other down. Nor does it measure: it plans what to measure
+//! ([`probes`]) and fits what was ([`Calibration`]); `kvroute calibrate` does the rest.
 
 mod builtin;
+mod calibrate;
 mod fit;
 mod load;
 mod profile;
 mod step;
 
 pub use builtin::UnknownProfile;
+pub use calibrate::{
+    Calibration, CalibrationError, CalibrationPoint, Effort, Kind, Measure, Measured, Probe,
+    Provenance, layered_profile, probes,
+};
 pub use fit::{
     AttentionTime, Coefficient, FitDomain, FitError, LayerFit, LayerProfile, LayerProfileError,
     LogSecond, ModelShape, Observation, Residuals, StepOverhead, fit_layer_profile,

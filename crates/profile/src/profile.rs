@@ -150,6 +150,14 @@ impl LatencyProfile {
         Self::try_from(unchecked)
     }
 
+    /// The profile in TOML, as [`from_toml`](Self::from_toml) reads it.
+    ///
+    /// # Panics
+    /// Never: a profile has only what TOML can hold.
+    pub fn to_toml(&self) -> String {
+        toml::to_string_pretty(self).expect("a profile has string keys, finite numbers and no null")
+    }
+
     /// Checks ranges, the engine's own start-up rules (R3, R4), and that every number has a source.
     ///
     /// Call it after changing fields by hand.

@@ -9,13 +9,9 @@
 #[path = "../tests/rtx4090/mod.rs"]
 mod rtx4090;
 
-use std::fs::File;
-use std::path::Path;
-
-use kvroute_profile::read_engine_log;
+use kvroute_lab::{Compared, Latencies, LatencyComparison};
 use kvroute_sim::{SimConfig, SimOutcome};
 use kvroute_workload::{Plan, Workload};
-use rtx4090::Run;
 
 fn main() {
     let measured = rtx4090::measured();
@@ -27,40 +23,40 @@ fn main() {
     print_engine(&measured, &simulated, &outcome);
     println!();
     print_sensitivity(&measured, &config, &workload);
+    println!();
+    print_overhead_estimates(&config, &workload);
 }
 
 /// The five figures of each latency.
-fn print_latencies(measured: &Run, simulated: &Run) {
+fn print_latencies(measured: &Latencies, simulated: &Latencies) {
     println!("| latency | | measured | simulated | error |\n|---|---|---:|---:|---:|");
-    for ((latency, simulated), (_, measured)) in
-        simulated.latencies.figures().iter().zip(measured.latencies.figures())
-    {
-        let (unit, factor) = if *latency == "TPOT" { ("ms", 1e3) } else { ("s", 1.0) };
-        for ((figure, simulated), (_, measured)) in simulated.all.iter().zip(measured.all) {
-            let (is, should) = (simulated * factor, measured * factor);
-            let error = percent(*simulated, measured);
-            println!("| {latency} | {figure} | {should:.2} {unit} | {is:.2} {unit} | {error} |");
+    let compared = LatencyComparison::new(measured, simulated);
+    for ((_, figures), name) in compared.latencies().iter().zip(["TTFT", "TPOT", "E2E"]) {
+        let (unit, per_ms) = if name == "TPOT" { ("ms", 1.0) } else { ("s", 1e-3) };
+        for (figure, Compared { measured, simulated, relative_error }) in figures.figures() {
+            let [should, is] = [measured, simulated].map(|ms| ms.unwrap_or(f64::NAN) * per_ms);
+            let error = percent(relative_error);
+            println!("| {name} | {figure} | {should:.2} {unit} | {is:.2} {unit} | {error} |");
         }
     }
 }
 
 /// The run as a whole.
-fn print_engine(measured: &Run, simulated: &Run, outcome: &SimOutcome) {
+fn print_engine(measured: &Latencies, simulated: &Latencies, outcome: &SimOutcome) {
     let instance = &outcome.instances[0];
     let counters = &instance.counters;
-    let running = instance.gauge_totals.running_ns as f64 / 1e9 / simulated.duration_s;
+    let [is, should] = [simulated, measured].map(|run| run.duration_s().unwrap_or(f64::NAN));
+    let running = instance.gauge_totals.running_ns as f64 / 1e9 / is;
     let measured_running = measured_mean_running();
     let recomputed = counters.preempted_queries - counters.preempted_hits;
     let hit_rate = counters.prefix_cache_hits as f64 / counters.prefix_cache_queries as f64 * 100.0;
-    let first_tokens = simulated.latencies.ttft.iter().zip(&measured.latencies.ttft);
-    let mut apart: Vec<f64> = first_tokens.map(|(is, should)| (is - should).abs()).collect();
+    let first_tokens = simulated.ttft_ms().into_iter().zip(measured.ttft_ms());
+    let mut apart: Vec<f64> = first_tokens.map(|(is, should)| (is - should).abs() / 1e3).collect();
     apart.sort_by(f64::total_cmp);
 
     println!("| run | measured | simulated | error |\n|---|---:|---:|---:|");
-    let duration = percent(simulated.duration_s, measured.duration_s);
-    let (is, should) = (simulated.duration_s, measured.duration_s);
-    println!("| duration | {should:.1} s | {is:.1} s | {duration} |");
-    let error = percent(running, measured_running);
+    println!("| duration | {should:.1} s | {is:.1} s | {} |", error(is, should));
+    let error = error(running, measured_running);
     println!("| mean running requests | {measured_running:.1} | {running:.1} | {error} |");
     println!("| prefix cache hit rate of prompts | not recorded | {hit_rate:.1} % | |");
     println!("| preemptions | not recorded | {} | |", counters.preemptions);
@@ -73,7 +69,7 @@ fn print_engine(measured: &Run, simulated: &Run, outcome: &SimOutcome) {
 }
 
 /// One other setting at a time.
-fn print_sensitivity(measured: &Run, right: &SimConfig, workload: &(Workload, Plan)) {
+fn print_sensitivity(measured: &Latencies, right: &SimConfig, workload: &(Workload, Plan)) {
     let changed = |change: fn(&mut SimConfig)| {
         let mut config = right.clone();
         change(&mut config);
@@ -98,29 +94,41 @@ fn print_sensitivity(measured: &Run, right: &SimConfig, workload: &(Workload, Pl
     for (name, config) in rows {
         let (run, outcome) = rtx4090::simulated(&config, workload);
         let mut row = format!("| {name} |");
-        for ((_, is), (_, should)) in
-            run.latencies.figures().iter().zip(measured.latencies.figures())
-        {
-            for ((figure, is), (_, should)) in is.all.iter().zip(should.all) {
-                if ["mean", "p99"].contains(figure) {
-                    row = format!("{row} {} |", percent(*is, should));
-                }
+        for (_, figures) in LatencyComparison::new(measured, &run).latencies() {
+            for error in [figures.mean, figures.p99].map(|figure| figure.relative_error) {
+                row = format!("{row} {} |", percent(error));
             }
         }
-        let duration = percent(run.duration_s, measured.duration_s);
+        let [is, should] = [&run, measured].map(|run| run.duration_s().unwrap_or(f64::NAN));
+        let duration = error(is, should);
         println!("{row} {duration} | {} |", outcome.instances[0].counters.preemptions);
     }
 }
 
+/// What the estimator of the step overhead finds where the overhead is known: in simulated runs.
+fn print_overhead_estimates(config: &SimConfig, workload: &(Workload, Plan)) {
+    println!("| step overhead of the run | found in its log |\n|---|---:|");
+    for ms in [0.0, 0.25, 0.5, 0.75, 1.0, 1.12, 1.25, 1.5] {
+        let mut config = config.clone();
+        config.profile.step.overhead_s = ms * 1e-3;
+        let log = rtx4090::simulated_log(&config, workload);
+        let found_ms = 1e3 * rtx4090::estimated_overhead_s(&config, &log);
+        println!("| {ms} ms, simulated | {found_ms:.2} ms |");
+    }
+    let found_ms = 1e3 * rtx4090::estimated_overhead_s(config, &rtx4090::measured_log());
+    println!("| measured | {found_ms:.2} ms |");
+}
+
 /// Mean of the run's once-a-second samples.
 fn measured_mean_running() -> f64 {
-    let path = "../profile/data/rtx4090-llama3.1-8b/timeseries.csv";
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
-    let log = File::open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    let seconds = read_engine_log(log).expect("the committed log is well-formed");
+    let seconds = rtx4090::measured_log();
     seconds.iter().map(|second| f64::from(second.running)).sum::<f64>() / seconds.len() as f64
 }
 
-fn percent(simulated: f64, measured: f64) -> String {
-    format!("{:+.1} %", (simulated / measured - 1.0) * 100.0)
+fn error(simulated: f64, measured: f64) -> String {
+    percent(Some(simulated / measured - 1.0))
+}
+
+fn percent(error: Option<f64>) -> String {
+    format!("{:+.1} %", error.unwrap_or(f64::NAN) * 100.0)
 }

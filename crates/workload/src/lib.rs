@@ -7,6 +7,7 @@
 //!
 //! * [`traces`]: readers of public traces;
 //! * [`WorkloadSpec`]: synthetic workloads, described in TOML and drawn from a seed;
+//! * [`TokenPrompt`]: requests given one by one as token ids;
 //! * [`ArrivalProcess`]: when requests arrive, if not when the trace says;
 //! * [`TraceStats`]: what a workload looks like and how much of it any cache could serve.
 //!
@@ -16,6 +17,7 @@
 mod arrival;
 mod distribution;
 mod intern;
+mod prompts;
 mod segment;
 mod stats;
 mod synthetic;
@@ -25,6 +27,7 @@ mod workload;
 pub use arrival::{ArrivalError, ArrivalProcess, GapShape};
 pub use distribution::{Distribution, DistributionError};
 pub use intern::{Plan, PlanError};
+pub use prompts::TokenPrompt;
 pub use segment::{Segment, SegmentId, TokenStream};
 pub use stats::{LruPoint, TokenSummary, TraceStats};
 pub use synthetic::{ChatSpec, MixedSpec, RagSpec, SpecError, UniformSpec, WorkloadSpec};

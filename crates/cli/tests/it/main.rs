@@ -7,6 +7,7 @@
 )]
 
 mod bad_input;
+mod calibrate;
 mod chaos;
 mod client;
 mod faults;
@@ -14,6 +15,7 @@ mod inspect;
 mod process;
 mod serve;
 mod simulate;
+mod validate;
 
 use std::path::{Path, PathBuf};
 use std::process::Output;

@@ -38,6 +38,16 @@ impl Running {
         Self(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
     }
 
+    /// Mock instances on free ports, and their URLs.
+    pub(crate) fn mock(flags: &[&str]) -> (Self, Vec<String>) {
+        let mut mock = Self::start(&[&["mock", "--port", "0"], flags].concat());
+        let count = flags.iter().position(|flag| *flag == "--instances");
+        let count = count.map_or(1, |at| flags[at + 1].parse().unwrap());
+        let lines = BufReader::new(mock.0.stdout.take().unwrap()).lines();
+        let urls = lines.take(count).map(Result::unwrap).collect();
+        (mock, urls)
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.0.id()
     }

@@ -17,10 +17,7 @@ fn post(addr: &str, path: &str, body: &str) -> String {
 
 #[test]
 fn a_conversation_goes_back_to_the_instance_that_knows_it() {
-    let mut mock =
-        Running::start(&["mock", "--instances", "2", "--port", "0", "--time-scale", "50"]);
-    let urls: Vec<String> =
-        BufReader::new(mock.0.stdout.take().unwrap()).lines().take(2).map(Result::unwrap).collect();
+    let (mock, urls) = Running::mock(&["--instances", "2", "--time-scale", "50"]);
     let out = tempfile::tempdir().unwrap();
     let log = out.path().join("decisions.jsonl");
     let log = log.to_str().unwrap();

@@ -237,12 +237,12 @@ impl Scale {
     }
 
     /// Digits after the point that tell the ticks apart.
-    fn tick_decimals(&self) -> usize {
+    pub(super) fn tick_decimals(&self) -> usize {
         let is_whole = |decimals: i32| self.step * 10_f64.powi(decimals) > 0.999;
         (0_u8..9).find(|decimals| is_whole(i32::from(*decimals))).unwrap_or(9).into()
     }
 
-    fn x(&self, value: f64) -> f64 {
+    pub(super) fn x(&self, value: f64) -> f64 {
         let share = value / (self.step * f64::from(self.steps));
         self.left + (self.right - self.left) * share.clamp(0.0, 1.0)
     }

@@ -1,118 +1,21 @@
 //! The measured vLLM run on an RTX 4090 and its simulation, for the fidelity test and the example that prints it.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::BufReader;
 use std::path::Path;
 
-use kvroute_engine::EngineConfig;
+use kvroute_engine::{Engine, EngineConfig, EngineRequest};
+use kvroute_lab::Latencies;
 use kvroute_policy::PolicyConfig;
-use kvroute_profile::LatencyProfile;
+use kvroute_profile::{LatencyProfile, LogSecond, StepModel, read_engine_log, step_overhead};
 use kvroute_sim::{SimConfig, SimOutcome, simulate};
 use kvroute_types::{BlockSize, Timestamp};
 use kvroute_workload::traces::{TraceFormat, TraceOptions};
-use kvroute_workload::{Plan, Workload};
-use serde::Deserialize;
-
-/// Latencies of every request of a run, in request order, s.
-pub(crate) struct Latencies {
-    /// Arrival to first token.
-    pub(crate) ttft: Vec<f64>,
-    /// `(last token - first token) / (output tokens - 1)`.
-    pub(crate) tpot: Vec<f64>,
-    /// Arrival to last token.
-    pub(crate) e2e: Vec<f64>,
-}
-
-impl Latencies {
-    /// Each latency's name and figures.
-    pub(crate) fn figures(&self) -> [(&'static str, Figures); 3] {
-        [("TTFT", &self.ttft), ("TPOT", &self.tpot), ("E2E", &self.e2e)]
-            .map(|(name, samples)| (name, Figures::of(samples)))
-    }
-
-    fn push(&mut self, arrival: f64, first_token: f64, last_token: f64, output_tokens: u32) {
-        self.ttft.push(first_token - arrival);
-        self.e2e.push(last_token - arrival);
-        if output_tokens > 1 {
-            self.tpot.push((last_token - first_token) / f64::from(output_tokens - 1));
-        }
-    }
-
-    const fn new() -> Self {
-        Self { ttft: Vec::new(), tpot: Vec::new(), e2e: Vec::new() }
-    }
-}
-
-/// What a run's latencies are summed up in, s.
-pub(crate) struct Figures {
-    /// `(name, value)`: mean, p50, p90, p95, p99; quantiles interpolate between neighbours (type 7), as upstream's do.
-    pub(crate) all: [(&'static str, f64); 5],
-}
-
-impl Figures {
-    fn of(samples: &[f64]) -> Self {
-        let mut sorted = samples.to_vec();
-        sorted.sort_by(f64::total_cmp);
-        let last = sorted.len() - 1;
-        let quantile = |percent: usize| {
-            let (below, rest) = (last * percent / 100, last * percent % 100);
-            let above = (below + 1).min(last);
-            sorted[below] + (sorted[above] - sorted[below]) * rest as f64 / 100.0
-        };
-        let mean = sorted.iter().sum::<f64>() / sorted.len() as f64;
-        let all = [
-            ("mean", mean),
-            ("p50", quantile(50)),
-            ("p90", quantile(90)),
-            ("p95", quantile(95)),
-            ("p99", quantile(99)),
-        ];
-        Self { all }
-    }
-}
-
-/// A run, measured or simulated.
-pub(crate) struct Run {
-    pub(crate) latencies: Latencies,
-    /// First arrival to last token, s.
-    pub(crate) duration_s: f64,
-}
-
-/// A line of `requests.jsonl`.
-#[derive(Deserialize)]
-struct MeasuredRequest {
-    output_toks: u32,
-    /// Wall clock, s.
-    arrival_time: f64,
-    /// Monotonic clock, s; so are the others.
-    queued_ts: f64,
-    first_token_ts: f64,
-    last_token_ts: f64,
-}
+use kvroute_workload::{Arrival, Plan, Workload, WorkloadRequest};
 
 /// Reads the measured run.
-///
-/// Arrivals are on the wall clock, everything else on the monotonic one. No request is queued before it arrives, so the
-/// clocks differ by at most the least `queued_ts - arrival_time`; that is taken for the difference. Every measured TTFT
-/// is thus too short by what the fastest request took to reach the engine, a few milliseconds at most.
-pub(crate) fn measured() -> Run {
-    let requests: Vec<MeasuredRequest> = open("requests.jsonl")
-        .lines()
-        .map(|line| {
-            serde_json::from_str(&line.expect("it can be read")).expect("one request a line")
-        })
-        .collect();
-    let clocks_apart =
-        requests.iter().map(|r| r.queued_ts - r.arrival_time).fold(f64::INFINITY, f64::min);
-    let mut latencies = Latencies::new();
-    let (mut first, mut last) = (f64::INFINITY, 0.0_f64);
-    for request in &requests {
-        let arrival = request.arrival_time + clocks_apart;
-        let (first_token, last_token) = (request.first_token_ts, request.last_token_ts);
-        latencies.push(arrival, first_token, last_token, request.output_toks);
-        (first, last) = (first.min(arrival), last.max(last_token));
-    }
-    Run { latencies, duration_s: last - first }
+pub(crate) fn measured() -> Latencies {
+    Latencies::read(open("requests.jsonl")).expect("the committed requests are well-formed")
 }
 
 /// The requests of the run at the arrivals that its client planned; it met them within 1 ms in the median.
@@ -149,17 +52,77 @@ pub(crate) fn config() -> SimConfig {
 pub(crate) fn simulated(
     config: &SimConfig,
     (workload, plan): &(Workload, Plan),
-) -> (Run, SimOutcome) {
-    let mut outcome = simulate(config, workload, plan, |_| {}).expect("the settings are valid");
-    outcome.records.sort_by_key(|record| record.id);
-    let mut latencies = Latencies::new();
-    for record in &outcome.records {
-        let first_token = record.first_token.expect("every request runs to its end");
-        let [arrival, first, last] =
-            [record.arrival, first_token, record.end].map(|at: Timestamp| at.as_secs_f64());
-        latencies.push(arrival, first, last, record.output_tokens.0);
+) -> (Latencies, SimOutcome) {
+    let outcome = simulate(config, workload, plan, |_| {}).expect("the settings are valid");
+    (Latencies::of_records(&outcome.records), outcome)
+}
+
+/// What the estimator of the profile's step overhead finds in a log under the profile's kernels, s: see
+/// [`step_overhead`].
+pub(crate) fn estimated_overhead_s(config: &SimConfig, log: &[LogSecond]) -> f64 {
+    let kernels = StepModel { overhead_s: 0.0, ..config.profile.step.clone() };
+    let (blocks, block_size) = (config.engine.kv_blocks, config.engine.block_size.get());
+    let found = step_overhead(log, &kernels, blocks * block_size, block_size);
+    found.quantile_s(0.5).expect("the run has seconds in which only decoding happens")
+}
+
+/// The measured run's once-a-second log.
+pub(crate) fn measured_log() -> Vec<LogSecond> {
+    let path = "../profile/data/rtx4090-llama3.1-8b/timeseries.csv";
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    let log = File::open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    read_engine_log(log).expect("the committed log is well-formed")
+}
+
+/// The log that the run's engine would write if it took the steps of the configuration.
+pub(crate) fn simulated_log(
+    config: &SimConfig,
+    (workload, plan): &(Workload, Plan),
+) -> Vec<LogSecond> {
+    let step = config.profile.step.clone();
+    let mut engine = Engine::new(config.engine.clone(), step).expect("the settings are valid");
+    let mut requests = workload.requests().iter().peekable();
+    let (mut outputs, mut log) = (Vec::new(), Vec::new());
+    let mut before = *engine.counters();
+    for second in 1_u32.. {
+        let until = Timestamp::from_secs_f64(f64::from(second));
+        let arrival = |request: &WorkloadRequest| match request.arrival {
+            Arrival::At(at) => at,
+            _ => unreachable!("the trace has arrivals"),
+        };
+        while let Some(request) = requests.next_if(|request| arrival(request) <= until) {
+            engine.advance(arrival(request), &mut outputs);
+            let submitted = engine.submit(
+                arrival(request),
+                EngineRequest {
+                    id: request.id,
+                    chain: plan.chain(request.id).clone(),
+                    prompt_tokens: request.prompt_tokens.0,
+                    max_tokens: request.output_tokens.0,
+                    stop_after: None,
+                    priority: request.priority,
+                    skip_reading_prefix_cache: false,
+                },
+            );
+            submitted.expect("every request fits the engine");
+        }
+        engine.advance(until, &mut outputs);
+        outputs.clear();
+        let (now, gauges) = (*engine.counters(), *engine.gauges());
+        log.push(LogSecond {
+            t: f64::from(second),
+            prompt_throughput: (now.prompt_tokens - before.prompt_tokens) as f64,
+            gen_throughput: (now.generation_tokens - before.generation_tokens) as f64,
+            running: gauges.running,
+            waiting: gauges.waiting,
+            kv_cache_pct: 100.0 * gauges.kv_cache_usage,
+        });
+        before = now;
+        if requests.peek().is_none() && !engine.is_busy() {
+            break;
+        }
     }
-    (Run { latencies, duration_s: outcome.end.as_secs_f64() }, outcome)
+    log
 }
 
 fn open(name: &str) -> BufReader<File> {

@@ -20,7 +20,7 @@ mod llmservingsim;
 mod mooncake;
 mod prefix_sessions;
 mod sharegpt;
-mod token_trie;
+pub(crate) mod token_trie;
 
 use std::fmt;
 use std::io::BufRead;

@@ -11,7 +11,7 @@ use crate::{Segment, SegmentId};
 const ROOT: u32 = u32::MAX;
 
 #[derive(Default)]
-pub(super) struct TokenTrie {
+pub(crate) struct TokenTrie {
     nodes: Vec<Vec<u32>>,
     /// (node, tokens of it that were followed, next token) to node.
     children: HashMap<(u32, u32, u32), u32, FxBuildHasher>,
@@ -19,7 +19,7 @@ pub(super) struct TokenTrie {
 
 impl TokenTrie {
     /// The segments of a list of tokens.
-    pub(super) fn insert(&mut self, tokens: &[u32]) -> Vec<Segment> {
+    pub(crate) fn insert(&mut self, tokens: &[u32]) -> Vec<Segment> {
         let mut segments = Vec::new();
         let mut left = tokens;
         let mut at = (ROOT, 0);
@@ -39,7 +39,7 @@ impl TokenTrie {
     }
 
     /// All segments with their tokens.
-    pub(super) fn into_literals(self) -> impl Iterator<Item = (SegmentId, Vec<u32>)> {
+    pub(crate) fn into_literals(self) -> impl Iterator<Item = (SegmentId, Vec<u32>)> {
         self.nodes.into_iter().enumerate().map(|(node, tokens)| (segment_id(node), tokens))
     }
 }
