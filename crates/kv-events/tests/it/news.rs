@@ -138,6 +138,7 @@ async fn a_start_in_the_middle_is_a_loss() {
     for hash in 0..50 {
         publisher.publish(batch(hash));
     }
+    publisher.await_published().await;
     let mut subscription = Subscription::connect(publisher.source());
     assert_eq!(next(&mut subscription).await, Fact::Connected);
     let beginning = Fact::Lost(Loss::Beginning { batches: 40 });

@@ -215,6 +215,7 @@ async fn a_replay_endpoint_that_is_dead_costs_a_loss_and_no_more() {
     source.replay = Some("tcp://127.0.0.1:1".parse().unwrap());
     source.events = proxy.endpoint.parse().unwrap();
     publisher.publish(batch(0));
+    publisher.await_published().await;
     let mut subscription = Subscription::connect(source);
     publisher.await_subscriber().await;
     publisher.publish(batch(1));
