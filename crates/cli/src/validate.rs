@@ -137,10 +137,11 @@ pub(crate) fn run(args: &ValidateArgs) -> Result<(), Failure> {
     let all = Latencies::of_records(&outcome.records);
     let simulated = all.only_those_of(&measured);
     eprintln!(
-        "{} of the workload's {} requests were measured to their end ({} failed) and are compared",
+        "{} of the workload's {} requests were measured to their end ({} failed) and are compared with the profile {}",
         simulated.len(),
         workload.requests().len(),
-        measured.failed()
+        measured.failed(),
+        config.profile.name
     );
 
     let comparison = LatencyComparison::new(&measured, &simulated);

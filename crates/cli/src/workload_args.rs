@@ -135,7 +135,7 @@ impl WorkloadArgs {
             return Ok(WorkloadSource::Trace { args: self, path, format });
         }
         let name = self.source.workload.as_deref().expect("one source is required");
-        if is_trace(Path::new(name)) {
+        if is_trace(name) {
             let format = self.conversations.trace_format.unwrap_or(TraceFormat::LlmServingSim);
             return Ok(WorkloadSource::Trace { args: self, path: Path::new(name), format });
         }
@@ -284,12 +284,15 @@ pub(crate) fn read_trace(
         .map_err(Failure::Usage)
 }
 
-/// Whether a workload's name means a file of requests, and not a specification.
-fn is_trace(name: &Path) -> bool {
+/// Whether a workload's name means a file of requests, and not a specification. A file that happens to be called like a
+/// built-in workload does not stand in for it.
+fn is_trace(name: &str) -> bool {
+    let path = Path::new(name);
     let has = |extensions: &[&str]| {
-        name.extension().is_some_and(|is| extensions.iter().any(|known| is == *known))
+        path.extension().is_some_and(|is| extensions.iter().any(|known| is == *known))
     };
-    has(&["jsonl", "gz", "zst"]) || (name.is_file() && !has(&["toml"]))
+    has(&["jsonl", "gz", "zst"])
+        || (path.is_file() && !has(&["toml"]) && WorkloadSpec::builtin(name).is_err())
 }
 
 fn read_spec(name: &str) -> Result<WorkloadSpec, Failure> {
