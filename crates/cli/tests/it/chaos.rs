@@ -100,8 +100,8 @@ fn nothing_is_lost_and_nothing_is_left_behind() {
         let counted = total.outcomes.iter().filter(|(how, _)| is_counted(how));
         counted.map(|(_, count)| count).sum()
     };
-    // One instance in three answers 3 of 100 requests so, and that is not tried again.
-    assert!(failed(|how| how.starts_with("status 500")) * 50 <= requests, "{report}");
+    // One instance answers 3 of 100 requests so, which is not tried again; the others may be away meanwhile.
+    assert!(failed(|how| how.starts_with("status 500")) * 25 <= requests, "{report}");
     // Three tries in a row may fail; that is rare, and all that is permitted.
     let others = failed(|how| how.starts_with("status") && !how.starts_with("status 500"));
     assert!(others * 500 <= requests, "{report}");
