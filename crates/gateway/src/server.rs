@@ -7,8 +7,8 @@ use std::net::{SocketAddr, TcpListener as StdListener};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
-use futures_poll::poll_now;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -197,7 +197,8 @@ impl Gateway {
     }
 
     /// Stops in order: for `timeouts.lame_duck_s` requests are still taken while clients are told to move away, then
-    /// the listeners close, and requests under way have `timeouts.drain_s` to end.
+    /// the listeners close, and requests under way have `timeouts.drain_s` to end. Connections that have not carried a
+    /// request are given `timeouts.lame_duck_s` for their first.
     pub async fn shutdown(mut self) {
         tracing::info!("gateway is draining");
         self.phase.send_replace(Phase::LameDuck);
@@ -306,7 +307,7 @@ async fn serve_thread(
                 Err(error) => {
                     tracing::warn!(%error, "accept failed");
                     // Out of file descriptors, most likely: let some go.
-                    sleep(std::time::Duration::from_millis(10)).await;
+                    sleep(Duration::from_millis(10)).await;
                 }
             }
         }
@@ -321,18 +322,29 @@ async fn serve_thread(
         () = accepting => {}
         () = draining => {}
     }
-    // Connections that the kernel has completed are ours to answer.
-    while let Some(Ok((stream, _))) = poll_now(listener.accept()) {
-        let Ok(place) = Arc::clone(&room).try_acquire_owned() else { break };
+    take_completed(listener, |stream| {
+        let place = Arc::clone(&room).try_acquire_owned().ok()?;
         accept(&worker, &phases, stream, place);
-    }
-    drop(listener);
+        Some(())
+    });
     let drain = seconds(worker.fleet.config().timeouts.drain_s);
     let is_dropped = phases.has_changed().is_err();
     if !is_dropped && timeout(drain, room.acquire_many(room_max)).await.is_err() {
         tracing::warn!("requests were cut off: they did not end within timeouts.drain_s");
     }
     sweeper.abort();
+}
+
+/// Closes the listener. Connections that the kernel has completed are ours to answer: they go to `take`, until it has no
+/// more room. The kernel is asked itself, as the runtime may not have heard of the latest.
+fn take_completed(listener: TcpListener, mut take: impl FnMut(TcpStream) -> Option<()>) {
+    let Ok(listener) = listener.into_std() else { return };
+    while let Ok((stream, _)) = listener.accept() {
+        let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+        if stream.is_ok_and(|stream| take(stream).is_none()) {
+            return;
+        }
+    }
 }
 
 fn accept(
@@ -348,7 +360,10 @@ fn accept(
     };
     let worker = Rc::clone(worker);
     let fleet = Arc::clone(&worker.fleet);
+    let is_unused = Rc::new(Cell::new(true));
+    let unused = Rc::clone(&is_unused);
     let service = service_fn(move |request| {
+        unused.set(false);
         let (worker, outbox) = (Rc::clone(&worker), Rc::clone(&outbox));
         async move { Ok::<_, Infallible>(proxy::serve(worker, outbox, request).await) }
     });
@@ -358,6 +373,7 @@ fn accept(
         .max_header_size(config.limits.head_bytes)
         .max_buf_size(config.limits.buffer_bytes)
         .serve_connection(TokioIo::new(stream), service);
+    let grace = seconds(config.timeouts.lame_duck_s);
     let mut phases = phases.clone();
     spawn_local(async move {
         fleet.metrics.connections.inc();
@@ -365,8 +381,14 @@ fn accept(
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
             _ = phases.wait_for(|phase| *phase >= Phase::Draining) => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
+                // The first request of a new connection is under way, and hyper would close it at once. It is the last.
+                let grace = if is_unused.get() { grace } else { Duration::ZERO };
+                if let Ok(ended) = timeout(grace, connection.as_mut()).await {
+                    ended
+                } else {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
             }
         };
         if let Err(error) = ended {
@@ -375,18 +397,4 @@ fn accept(
         fleet.metrics.connections.dec();
         drop(place);
     });
-}
-
-mod futures_poll {
-    //! Polls a future once.
-
-    use std::pin::pin;
-    use std::task::{Context, Poll, Waker};
-
-    pub(super) fn poll_now<F: Future>(future: F) -> Option<F::Output> {
-        match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(output) => Some(output),
-            Poll::Pending => None,
-        }
-    }
 }

@@ -78,6 +78,23 @@ async fn shutdown_loses_no_request() {
 }
 
 #[tokio::test]
+async fn a_connection_made_before_the_end_has_its_request_answered() {
+    let toy = Toy::start(QUICK).await;
+    let gateway = start(&[&toy], |config| config.timeouts.lame_duck_s = 1.0).await;
+    let addr = gateway.addr();
+    let mut early = TcpStream::connect(addr).await.unwrap();
+    let stopping = tokio::spawn(gateway.shutdown());
+    eventually("the listener is gone", async || TcpStream::connect(addr).await.is_err()).await;
+    let raw = request("POST", "/v1/chat/completions", CHAT).replace("connection: close\r\n", "");
+    early.write_all(raw.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    early.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(answer.contains("connection: close"), "its first is its last: {answer}");
+    stopping.await.unwrap();
+}
+
+#[tokio::test]
 async fn requests_that_never_end_do_not_stop_a_shutdown() {
     let toy = Toy::start(Act::Silent).await;
     let gateway = start(&[&toy], |config| config.timeouts.drain_s = 0.1).await;
