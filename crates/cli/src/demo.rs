@@ -23,7 +23,7 @@ use kvroute_router::Refresh;
 use kvroute_sim::SimConfig;
 use kvroute_types::{InstanceId, Timestamp, mix64};
 use kvroute_workload::{Plan, TokenStream, TraceStats, Workload, WorkloadSpec};
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, spawn_blocking};
 
 use crate::failure::Failure;
 use crate::live::{as_routed, wait_until_ready};
@@ -127,18 +127,22 @@ async fn demo(args: &DemoArgs) -> Result<(), Failure> {
         mix64(args.seed ^ mix64(name ^ workload as u64))
     });
 
+    let predictions = predict(&setting, &prepared, &cells).await?;
+
     let style = ProgressStyle::with_template("{bar:30} run {pos} of {len}: {msg}, {elapsed} gone");
     let progress = ProgressBar::new(cells.len() as u64)
         .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     progress.set_message(format!("{RUNS_AT_A_TIME} at a time"));
-    let mut cells = cells.into_iter();
+    let mut runs = cells.into_iter().zip(predictions);
     let mut running = JoinSet::new();
     let mut pairs = Vec::new();
     loop {
-        for (workload, policy) in cells.by_ref().take(RUNS_AT_A_TIME - running.len()) {
+        let next = runs.by_ref().take(RUNS_AT_A_TIME - running.len());
+        for ((workload, policy), sims) in next {
             let (setting, prepared) = (Arc::clone(&setting), Arc::clone(&prepared[workload]));
             running.spawn(async move {
-                pair(&setting, &prepared, policy).await.map(|pair| (workload, pair))
+                let live = live(&setting, &prepared, policy).await;
+                live.map(|live| (workload, Pair { live, sims }))
             });
         }
         let Some(finished) = running.join_next().await else { break };
@@ -156,19 +160,35 @@ async fn demo(args: &DemoArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// One run, predicted and then measured.
+/// What to expect of each run, by the simulator: before anything is measured, as it would take the processor from live
+/// runs.
 ///
-/// The prediction is over runs whose timings differ a little, as a policy that follows momentary load is chaotic: when a
+/// A prediction is over runs whose timings differ a little, as a policy that follows momentary load is chaotic: when a
 /// request comes a millisecond later, it may find another instance the shorter queue, and leave its prefix there.
-async fn pair(
+async fn predict(
+    setting: &Arc<Setting>,
+    prepared: &[Arc<Prepared>],
+    cells: &[(usize, PolicyConfig)],
+) -> Result<Vec<Vec<RunResult>>, Failure> {
+    let start = |&(workload, policy): &(usize, PolicyConfig)| {
+        let (setting, prepared) = (Arc::clone(setting), Arc::clone(&prepared[workload]));
+        spawn_blocking(move || simulations(&setting, &prepared, policy))
+    };
+    let tasks: Vec<_> = cells.iter().map(start).collect();
+    let mut predictions = Vec::new();
+    for task in tasks {
+        predictions.push(task.await.map_err(|error| Failure::Run(error.into()))??);
+    }
+    Ok(predictions)
+}
+
+fn simulations(
     setting: &Setting,
     prepared: &Prepared,
     policy: PolicyConfig,
-) -> Result<Pair, Failure> {
+) -> Result<Vec<RunResult>, Failure> {
     let steps = (0..SIMULATIONS).map(|i| 2.0 * f64::from(i) / f64::from(SIMULATIONS - 1) - 1.0);
-    let sims = steps.map(|step| simulated(setting, prepared, policy, step));
-    let sims = sims.collect::<Result<_, _>>()?;
-    Ok(Pair { live: live(setting, prepared, policy).await?, sims })
+    steps.map(|step| simulated(setting, prepared, policy, step)).collect()
 }
 
 fn prepare(
