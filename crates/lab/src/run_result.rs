@@ -107,7 +107,7 @@ pub struct RunResult {
 }
 
 /// What the prefix caches saved, over counted requests that completed.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct CacheResult {
     /// Prompt tokens (vLLM `prefix_cache_queries`).
     pub prompt_tokens: u64,
@@ -124,7 +124,7 @@ pub struct CacheResult {
 }
 
 /// How evenly the instances were used. Load is `in_flight`: requests sent and not seen to end.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct LoadResult {
     /// Largest over mean, over instances, of the time-mean load; 1 is even, the number of instances
     /// is the worst.

@@ -6,12 +6,10 @@
 
 use std::fmt::Write as _;
 
-use super::svg::Scale;
+use super::svg::{Scale, WIDTH, opening};
 use super::{escaped, fixed};
 use crate::{Latencies, LatencyComparison};
 
-/// Width of the image, in its own units.
-const WIDTH: f64 = 480.0;
 /// Height of the plotting area of a panel.
 const PLOT: f64 = 170.0;
 /// Above it: the panel's title and its legend.
@@ -140,7 +138,6 @@ fn distribution(mut samples: Vec<f64>, factor: f64) -> Vec<(f64, f64)> {
 /// The image: one panel below the other. It has no ids, so that several can be put into one page.
 pub fn panels_svg(title: &str, panels: &[Panel]) -> String {
     let height = HEADING + panels.len() as f64 * (TOP + PLOT + BOTTOM);
-    let title = escaped(title);
     let mut style = STYLE.to_owned();
     let mut dark = "@media screen and (prefers-color-scheme:dark){.kvroute-plot text{fill:#ddd}\
         .kvroute-plot .paper{fill:#1c1c1c}.kvroute-plot .grid{stroke:#3c3c3c}"
@@ -150,16 +147,8 @@ pub fn panels_svg(title: &str, panels: &[Panel]) -> String {
         let _ = write!(style, ".kvroute-plot .c{index}{{stroke:{on_light}}}");
         let _ = write!(dark, ".kvroute-plot .c{index}{{stroke:{on_dark}}}");
     }
-    let mut svg = String::new();
-    let _ = write!(
-        svg,
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"kvroute-plot\" role=\"img\" \
-         aria-label=\"{title}\" viewBox=\"0 0 {WIDTH} {height}\" \
-         font-family=\"system-ui, sans-serif\" font-size=\"11\">\n\
-         <title>{title}</title>\n<style>{style}{dark}}}</style>\n\
-         <rect class=\"paper\" width=\"{WIDTH}\" height=\"{height}\" fill=\"#fff\"/>\n\
-         <text x=\"4\" y=\"17\" font-size=\"14\" font-weight=\"600\">{title}</text>\n"
-    );
+    let style = format!("{style}{dark}}}");
+    let mut svg = opening(("kvroute-plot", &style), 11, height, title, title);
     for (index, panel) in panels.iter().enumerate() {
         panel.draw(&mut svg, HEADING + index as f64 * (TOP + PLOT + BOTTOM));
     }

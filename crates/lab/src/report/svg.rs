@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 use super::{escaped, fixed, shortened};
 
 /// Width of the image, in its own units. Small, so that its text can be read on a phone.
-const WIDTH: f64 = 480.0;
+pub(super) const WIDTH: f64 = 480.0;
 /// Height of a bar.
 const BAR: f64 = 14.0;
 /// Height of a group: two bars and the space between groups.
@@ -66,23 +66,31 @@ pub(super) struct Group<'a> {
     pub(super) reference: Option<f64>,
 }
 
+/// The start of an image: its frame, the style of its class, and `heading` over it, which may be a short form of `title`.
+pub(super) fn opening(
+    (class, style): (&str, &str),
+    font_size: u32,
+    height: f64,
+    title: &str,
+    heading: &str,
+) -> String {
+    let (title, heading) = (escaped(title), escaped(heading));
+    format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"{class}\" role=\"img\" \
+         aria-label=\"{title}\" viewBox=\"0 0 {WIDTH} {height}\" \
+         font-family=\"system-ui, sans-serif\" font-size=\"{font_size}\">\n\
+         <title>{title}</title>\n<style>{style}</style>\n\
+         <rect class=\"paper\" width=\"{WIDTH}\" height=\"{height}\" fill=\"#fff\"/>\n\
+         <text x=\"4\" y=\"17\" font-size=\"14\" font-weight=\"600\">{heading}</text>\n"
+    )
+}
+
 impl Chart<'_> {
     /// The image. It has no ids, so that several can be put into one page.
     pub(super) fn to_svg(&self) -> String {
         let height = TOP + GROUP * self.groups.len() as f64 + BOTTOM;
-        let title = escaped(&self.title);
-        let mut svg = String::new();
-        // Writing to a string cannot fail; so below.
-        let _ = write!(
-            svg,
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"kvroute-chart\" role=\"img\" \
-             aria-label=\"{title}\" viewBox=\"0 0 {WIDTH} {height}\" \
-             font-family=\"system-ui, sans-serif\" font-size=\"12\">\n\
-             <title>{title}</title>\n<style>{STYLE}</style>\n\
-             <rect class=\"paper\" width=\"{WIDTH}\" height=\"{height}\" fill=\"#fff\"/>\n\
-             <text x=\"4\" y=\"17\" font-size=\"14\" font-weight=\"600\">{}</text>\n",
-            escaped(&shortened(&self.title, TITLE_LENGTH_MAX)),
-        );
+        let heading = shortened(&self.title, TITLE_LENGTH_MAX);
+        let mut svg = opening(("kvroute-chart", STYLE), 12, height, &self.title, &heading);
         let scale = self.scale();
         self.draw_axis(&mut svg, &scale);
         for (i, group) in self.groups.iter().enumerate() {
@@ -111,6 +119,7 @@ impl Chart<'_> {
 
     fn draw_axis(&self, svg: &mut String, scale: &Scale) {
         let bottom = TOP + GROUP * self.groups.len() as f64;
+        // Writing to a string cannot fail; so below.
         for tick in scale.ticks() {
             let x = scale.x(tick);
             let _ = writeln!(

@@ -86,20 +86,8 @@ fn unmeasured(policy: &str) -> RunResult {
         completed_rps: None,
         goodput_rps: None,
         tpot_ms: nothing,
-        cache: CacheResult {
-            prompt_tokens: 1_000_000,
-            cached_tokens: None,
-            hit_rate: None,
-            kv_computed_tokens: None,
-            hit_rate_infinite_cache: None,
-        },
-        load: LoadResult {
-            imbalance_max_over_mean: None,
-            imbalance_max_over_min: None,
-            cov_in_flight: None,
-            queue_depth_mean: None,
-            queue_depth_max: None,
-        },
+        cache: CacheResult { prompt_tokens: 1_000_000, ..CacheResult::default() },
+        load: LoadResult::default(),
         preemptions: None,
         decision_log_hash: None,
         ..run(policy, 4, 1, 80.0)
