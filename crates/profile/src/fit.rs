@@ -73,6 +73,24 @@ pub enum Coefficient {
 }
 
 impl Coefficient {
+    /// All of them.
+    pub const ALL: [Self; 14] = [
+        Self::Overhead,
+        Self::KernelFloor,
+        Self::LinearFloor,
+        Self::LinearFloorPerToken,
+        Self::LinearPerToken,
+        Self::SamplePerSeq,
+        Self::PrefillPerToken,
+        Self::PrefillPerPair,
+        Self::PrefillTileRows,
+        Self::PrefillWaveRows,
+        Self::DecodePerSeq,
+        Self::DecodePerContextToken,
+        Self::MixedDecodePerSeq,
+        Self::MixedDecodePerContextToken,
+    ];
+
     /// Its place in a model.
     pub fn of(self, model: &mut StepModel) -> &mut f64 {
         match self {

@@ -3,8 +3,8 @@
 //! Shared by the example that prints the numbers and the tests that hold the profiles to them.
 
 use kvroute_profile::{
-    Coefficient, FitDomain, LayerFit, LayerProfile, ModelShape, Observation, StepLoad, StepModel,
-    StepOverhead, fit_layer_profile, fit_observations, read_engine_log, step_overhead,
+    Coefficient, FitDomain, LayerFit, LayerProfile, Measure, ModelShape, Observation, StepLoad,
+    StepModel, StepOverhead, fit_layer_profile, fit_observations, read_engine_log, step_overhead,
 };
 
 /// A fit with what it was fitted to.
@@ -261,7 +261,7 @@ pub(crate) fn cpu_tiny() -> CpuTiny {
     let (request_overhead_s, slope) = line(&gaps);
     let overhead = |tokens: u32| request_overhead_s + slope * f64::from(tokens);
     let prefill = rows.iter().map(|row| Observation {
-        steps: chunked(row.prompt_tokens, row.cached_tokens),
+        steps: row.measure.steps(CPU_MAX_BATCHED_TOKENS),
         seconds: row.server_s.unwrap_or_else(|| row.client_s - overhead(row.prompt_tokens)),
         weight: 1.0,
     });
@@ -298,7 +298,7 @@ pub(crate) fn cpu_tiny() -> CpuTiny {
 
 struct PrefillRow {
     prompt_tokens: u32,
-    cached_tokens: u32,
+    measure: Measure,
     client_s: f64,
     server_s: Option<f64>,
 }
@@ -312,13 +312,16 @@ fn prefill_rows() -> Vec<PrefillRow> {
                 row.expect("the committed table is well-formed");
             PrefillRow {
                 prompt_tokens,
-                cached_tokens,
+                measure: Measure::FirstToken { prompt_tokens, cached_tokens },
                 client_s: client_ms * 1e-3,
                 server_s: server_ms.map(|ms| ms * 1e-3),
             }
         })
         .collect()
 }
+
+/// Batch, prompt and output tokens, the engine's and the client's time between tokens, ms.
+type DecodeRow = (u32, u32, u32, f64, f64);
 
 /// Mean step of `batch` streams over their output: the context grows from the prompt's length by
 /// the output's, so its mean is half way.
@@ -327,25 +330,16 @@ fn decode_observations() -> Vec<Observation> {
     csv::Reader::from_reader(text.as_slice())
         .deserialize()
         .map(|row| {
-            let (batch, prompt, output, itl_ms, _client_ms): (u32, u32, u32, f64, f64) =
+            let (batch, prompt_tokens, output_tokens, itl_ms, _client_ms): DecodeRow =
                 row.expect("the committed table is well-formed");
-            let context = u64::from(batch) * u64::from(prompt + output / 2);
-            Observation::step(StepLoad::default().with_decodes(batch, context), itl_ms * 1e-3)
+            let measure = Measure::Decode { batch, prompt_tokens, output_tokens };
+            Observation {
+                steps: measure.steps(CPU_MAX_BATCHED_TOKENS),
+                seconds: itl_ms * 1e-3,
+                weight: 1.0,
+            }
         })
         .collect()
-}
-
-/// The steps of one prompt under chunked prefill.
-fn chunked(prompt_tokens: u32, cached_tokens: u32) -> Vec<StepLoad> {
-    let mut steps = Vec::new();
-    let mut done = cached_tokens;
-    while done < prompt_tokens {
-        let chunk = (prompt_tokens - done).min(CPU_MAX_BATCHED_TOKENS);
-        let last = done + chunk == prompt_tokens;
-        steps.push(StepLoad::default().with_chunk(done, chunk, last));
-        done += chunk;
-    }
-    steps
 }
 
 /// Ordinary least squares: intercept and slope.

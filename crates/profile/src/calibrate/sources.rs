@@ -1,7 +1,7 @@
 //! The profile that a calibration makes, with the source of each number.
 
 use super::{Calibration, Kind};
-use crate::fit::{LayerFit, Residuals, StepOverhead};
+use crate::fit::{Coefficient, LayerFit, Residuals, StepOverhead};
 use crate::profile::{EngineDefaults, LatencyProfile, Source, SourceKind};
 use crate::step::StepModel;
 
@@ -236,44 +236,11 @@ fn rounded(value: f64) -> f64 {
     format!("{value:.DIGITS$e}").parse().unwrap_or(value)
 }
 
-/// Destructured without `..`, so that no coefficient is forgotten.
 fn rounded_step(step: &StepModel) -> StepModel {
-    let &StepModel {
-        overhead_s,
-        kernel_floor_s,
-        linear_floor_s,
-        linear_floor_s_per_token,
-        linear_s_per_token,
-        linear_knee,
-        linear_tile_tokens,
-        linear_tile_above_tokens,
-        sample_s_per_seq,
-        prefill_s_per_token,
-        prefill_s_per_pair,
-        prefill_tile_rows,
-        prefill_wave_rows,
-        decode_s_per_seq,
-        decode_s_per_context_token,
-        mixed_decode_s_per_seq,
-        mixed_decode_s_per_context_token,
-    } = step;
-    StepModel {
-        overhead_s: rounded(overhead_s),
-        kernel_floor_s: rounded(kernel_floor_s),
-        linear_floor_s: rounded(linear_floor_s),
-        linear_floor_s_per_token: rounded(linear_floor_s_per_token),
-        linear_s_per_token: rounded(linear_s_per_token),
-        linear_knee,
-        linear_tile_tokens,
-        linear_tile_above_tokens,
-        sample_s_per_seq: rounded(sample_s_per_seq),
-        prefill_s_per_token: rounded(prefill_s_per_token),
-        prefill_s_per_pair: rounded(prefill_s_per_pair),
-        prefill_tile_rows: rounded(prefill_tile_rows),
-        prefill_wave_rows: rounded(prefill_wave_rows),
-        decode_s_per_seq: rounded(decode_s_per_seq),
-        decode_s_per_context_token: rounded(decode_s_per_context_token),
-        mixed_decode_s_per_seq: rounded(mixed_decode_s_per_seq),
-        mixed_decode_s_per_context_token: rounded(mixed_decode_s_per_context_token),
+    let mut step = step.clone();
+    for coefficient in Coefficient::ALL {
+        let value = coefficient.of(&mut step);
+        *value = rounded(*value);
     }
+    step
 }
