@@ -40,7 +40,7 @@ impl From<tokenizers::Error> for EncodeError {
 /// A model's tokenizer, with the ids of recent texts. Shared between threads by reference.
 #[derive(Debug)]
 pub struct Tokenizer {
-    library: tokenizers::Tokenizer,
+    inner: tokenizers::Tokenizer,
     /// How texts are cut at added tokens; `None` if this tokenizer's texts must be taken whole.
     splitter: Option<Splitter>,
     /// The ids that `add_special_tokens` puts around a text; `None` if it does something else.
@@ -80,7 +80,7 @@ impl Tokenizer {
         add_tokens(&mut library, files).map_err(|error| failed(error.to_string()))?;
         let splitter = Splitter::of(&library);
         let around = around(&library);
-        Ok(Self { library, splitter, around, caveat, pieces: Lists::new(cache_bytes) })
+        Ok(Self { inner: library, splitter, around, caveat, pieces: Lists::new(cache_bytes) })
     }
 
     /// What is not certain about this tokenizer; for the log.
@@ -142,7 +142,7 @@ impl Tokenizer {
         text: &str,
         add_special_tokens: bool,
     ) -> Result<Vec<u32>, EncodeError> {
-        Ok(self.library.encode_fast(text, add_special_tokens)?.get_ids().to_vec())
+        Ok(self.inner.encode_fast(text, add_special_tokens)?.get_ids().to_vec())
     }
 
     /// The text's own ids.
@@ -173,9 +173,9 @@ impl Tokenizer {
             return Ok(ids);
         }
         let ids: Arc<[u32]> = if is_first {
-            self.library.encode_fast(text, false)?.get_ids().into()
+            self.inner.encode_fast(text, false)?.get_ids().into()
         } else {
-            splitter.encode_after_token(&self.library, text)?.into()
+            splitter.encode_after_token(&self.inner, text)?.into()
         };
         self.pieces.insert(key, Arc::clone(&ids));
         Ok(ids)
