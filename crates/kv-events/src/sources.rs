@@ -80,8 +80,10 @@ fn config(source: &EventSource, host: &str) -> Result<SourceConfig, InvalidEndpo
         },
         None => endpoint.parse(),
     };
+    let replay = source.replay_endpoint.as_deref().map(reachable).transpose()?;
     Ok(SourceConfig {
-        replay: source.replay_endpoint.as_deref().map(reachable).transpose()?,
+        // One that keeps no batch answers every replay as a server does that has just begun.
+        replay: replay.filter(|_| source.buffer_steps > 0),
         topic: source.topic.clone(),
         ..SourceConfig::new(reachable(&source.endpoint)?)
     })
@@ -113,6 +115,8 @@ mod tests {
         assert!(read_sources(&off, "h").unwrap().is_empty());
         let none = RECORDED.replace(r#""tcp://*:8140""#, "null");
         assert_eq!(read_sources(&none, "::1").unwrap()["0"].replay, None);
+        let forgetful = RECORDED.replace(r#""buffer_steps":10000"#, r#""buffer_steps":0"#);
+        assert_eq!(read_sources(&forgetful, "h").unwrap()["0"].replay, None);
         assert!(matches!(read_sources("{}{", "h"), Err(InvalidSources::Form(_))));
         let odd = RECORDED.replace("tcp://*:8120", "udp://*:1");
         assert!(matches!(read_sources(&odd, "h"), Err(InvalidSources::Endpoint { .. })));
