@@ -27,6 +27,10 @@ pub struct Counters {
     pub replay_failures: u64,
     /// Batches used that came by replay.
     pub replayed: u64,
+    /// Quiet checks begun: replays asked for because no message had come for a while.
+    pub quiet_checks: u64,
+    /// Batches used that a quiet check brought; they are in `replayed` too.
+    pub found_by_checks: u64,
     /// Batches known to be missing for good.
     pub lost_batches: u64,
     /// [`Fact::Lost`](crate::Fact::Lost) told, for whatever reason.

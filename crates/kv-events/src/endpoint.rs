@@ -91,9 +91,27 @@ pub(crate) trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for S {}
 
+/// The way to endpoints. The tests of this crate have one of their own, in memory.
+pub(crate) trait Network: Send + Sync + 'static {
+    /// Connects.
+    fn connect(
+        &self,
+        endpoint: &Endpoint,
+    ) -> impl Future<Output = io::Result<Box<dyn ByteStream>>> + Send;
+}
+
+/// The system's own sockets.
+pub(crate) struct Sockets;
+
+impl Network for Sockets {
+    async fn connect(&self, endpoint: &Endpoint) -> io::Result<Box<dyn ByteStream>> {
+        endpoint.connect().await
+    }
+}
+
 impl Endpoint {
     /// Connects. A peer whose machine is gone is found out by TCP's keep-alive, in 25 s.
-    pub(crate) async fn connect(&self) -> io::Result<Box<dyn ByteStream>> {
+    async fn connect(&self) -> io::Result<Box<dyn ByteStream>> {
         match self {
             Self::Tcp { host, port } => {
                 let stream = TcpStream::connect((host.as_str(), *port)).await?;

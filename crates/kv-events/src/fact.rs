@@ -2,7 +2,18 @@
 
 use kvroute_vllm_wire::{BlockRemoved, BlockStored, EventBatch, KvEvent, medium};
 
-use crate::tracker::Loss;
+use crate::tracker::{Loss, Position};
+
+/// What one step of the stream brought: all facts of one batch, or one fact of the connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct News {
+    /// In order; apply them all before anything else. None for a batch that was all about other media than the GPU's
+    /// memory.
+    pub facts: Vec<Fact>,
+    /// Where the stream stands once they are applied; `None` before anything is known of it. What the facts so far made
+    /// and this position belong together in a snapshot.
+    pub position: Option<Position>,
+}
 
 /// One piece of news about one instance's prefix cache, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +33,14 @@ pub enum Fact {
     /// Something is missing for good: what was said before must not be relied on. Forget all blocks of this instance;
     /// what follows is true, though not complete until the cache has turned over.
     Lost(Loss),
+    /// Every batch that the publisher had published when it was last asked has been told, from the latest
+    /// [`Fact::Cleared`] or [`Fact::Lost`] on, or from the server's first batch (or the position resumed at) if there
+    /// was neither. So after [`Fact::Lost`] this is no word about blocks stored before it that are still in the cache.
+    ///
+    /// Told after a replay that ended whole and whose sender is known to be the publisher followed: at each connect, at
+    /// a gap, at a quiet check. At a quiet check only if anything was told since the last one. Never told without a
+    /// replay endpoint. Batches published after the question may be on their way, or lost again, at any time.
+    Synced,
 }
 
 /// Why a cache is empty.

@@ -2,8 +2,9 @@
 //! `docs/engine-model.md`).
 //!
 //! A [`Subscription`] connects to one publisher, tells its [`Fact`]s in order, and says where they stop being
-//! trustworthy. What it hides: batches that got lost on the way are asked for again; a restart of the server, which
-//! nothing announces, shows in the numbers; a cut connection is made again, ever more slowly.
+//! trustworthy. What it hides: batches that got lost on the way are asked for again, the last ones of a burst after a
+//! moment of quiet; a restart of the server, which nothing announces, shows in the numbers; a cut connection is made
+//! again, ever more slowly.
 //!
 //! ```no_run
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
@@ -12,17 +13,30 @@
 //! let mut source = SourceConfig::new("tcp://10.0.0.5:5557".parse()?);
 //! source.replay = Some("tcp://10.0.0.5:5558".parse()?);
 //! let mut subscription = Subscription::connect(source);
-//! while let Some(fact) = subscription.recv().await {
-//!     match fact {
-//!         Fact::Stored(stored) => println!("{:?}", stored.hashes().collect::<Vec<u64>>()),
-//!         Fact::Removed(removed) => println!("one copy less of {:?}", removed.block_hashes),
-//!         Fact::Cleared(_) | Fact::Lost(_) => println!("forget all of it"),
-//!         Fact::Connected | Fact::Disconnected => {}
+//! while let Some(news) = subscription.recv().await {
+//!     for fact in news.facts {
+//!         match fact {
+//!             Fact::Stored(stored) => println!("{:?}", stored.hashes().collect::<Vec<u64>>()),
+//!             Fact::Removed(removed) => println!("one copy less of {:?}", removed.block_hashes),
+//!             Fact::Cleared(_) | Fact::Lost(_) => println!("forget all of it"),
+//!             Fact::Synced => println!("nothing is missing from here on"),
+//!             Fact::Connected | Fact::Disconnected => {}
+//!         }
 //!     }
+//!     // What was made of all facts so far and `news.position` are a snapshot, for `Subscription::resume`.
 //! }
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! # What may be missing, and for how long
+//! A batch dropped on the way is noticed at the next one; the last batches of a burst, with none behind them, at a *quiet
+//! check*: when no message came for [`SourceConfig::quiet_check`], a replay is asked for from the batch seen last on. That
+//! batch must come back byte for byte, which shows that the connection still leads to the one who answers; else it is
+//! made anew. What follows it is taken in, and [`Fact::Synced`] says that all was told. A check that finds nothing
+//! doubles the quiet before the next, up to 30 s; a replay that fails is not tried again within
+//! [`SourceConfig::replay_pause`]. So with a replay endpoint that answers, a reader is behind by at most the quiet before
+//! the next check.
 //!
 //! # Bounds
 //! A message has at most 16 MiB, and memory grows only with bytes that came; 64 batches wait for a slow reader, then
@@ -34,7 +48,7 @@
 //! * A publisher, and no general ZMQ library: it connects, as SUB and as DEALER, over TCP and Unix sockets.
 //! * A watch over the server's life: an instance that is dead but whose connection stands is found by TCP's
 //!   keep-alive at best.
-//! * Aware of a loss before the next batch shows it: the last batches before a pause may be missing without a sign.
+//! * Aware of lost batches at the end of a burst without a replay endpoint: they show with the next batch.
 
 mod counters;
 mod endpoint;
@@ -46,7 +60,7 @@ mod zmtp;
 
 pub use counters::{Counters, ErrorKind};
 pub use endpoint::{Endpoint, InvalidEndpoint};
-pub use fact::{Cleared, Fact};
+pub use fact::{Cleared, Fact, News};
 pub use sources::{EventSource, InvalidSources, read_sources};
 pub use subscription::{SourceConfig, Subscription};
-pub use tracker::Loss;
+pub use tracker::{Loss, Position};

@@ -323,4 +323,4 @@ fn printable(text: &[u8]) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -10,7 +10,7 @@ fn live(tracker: &mut Tracker, life: u8, seq: u64, can_replay: bool) -> Admissio
 }
 
 fn replayed(tracker: &mut Tracker, life: u8, seq: u64) -> Admission {
-    tracker.replayed(seq, &payload(life, seq))
+    tracker.replayed(seq, &payload(life, seq), true)
 }
 
 const TAKE: Admission = Admission::Take(None);
@@ -162,4 +162,68 @@ fn numbers_at_the_end_of_the_range_do_not_overflow() {
     let lost = Admission::Take(Some(Loss::Gap { batches }));
     assert_eq!(live(&mut tracker, 1, u64::MAX, false), lost);
     assert_eq!(live(&mut tracker, 1, u64::MAX, false), Admission::Restarted);
+}
+
+#[test]
+fn a_hole_that_stays_is_lost_and_what_is_behind_it_taken() {
+    let mut tracker = seen(0);
+    let lost = Admission::Take(Some(Loss::Gap { batches: 2 }));
+    assert_eq!(tracker.replayed(3, &payload(1, 3), false), lost);
+    assert_eq!(tracker.replayed(4, &payload(1, 4), false), TAKE);
+}
+
+#[test]
+fn a_position_goes_through_json_and_is_the_same_everywhere() {
+    assert_eq!(Tracker::new().position(), None);
+    let mut fresh = Tracker::new();
+    assert!(!fresh.replay_ended());
+    assert_eq!(fresh.position(), Some(Position::BEGINNING));
+
+    let position = seen(7).position().unwrap();
+    let json = serde_json::to_string(&position).unwrap();
+    // XXH3 of `\x01\0\0\0\0\0\0\0\x07`: another value would break positions written before.
+    assert_eq!(json, r#"{"next":8,"last_hash":7922164788655237382}"#);
+    assert_eq!(serde_json::from_str::<Position>(&json).unwrap(), position);
+    assert!(serde_json::from_str::<Position>(r#"{"next":8,"last_hash":0,"more":1}"#).is_err());
+}
+
+#[test]
+fn a_position_goes_on_as_the_tracker_it_is_of() {
+    let resumed = || {
+        let mut tracker = Tracker::at(seen(7).position().unwrap());
+        tracker.connected();
+        tracker
+    };
+    let mut tracker = resumed();
+    assert_eq!(tracker.replay_start(), 7);
+    assert_eq!(replayed(&mut tracker, 1, 7), Admission::Drop);
+    assert_eq!(replayed(&mut tracker, 1, 8), TAKE);
+    assert_eq!(replayed(&mut resumed(), 2, 7), Admission::Restarted);
+    assert!(resumed().replay_ended(), "it has no batch 7");
+    let unverified = Admission::Take(Some(Loss::Unverified));
+    assert_eq!(replayed(&mut resumed(), 1, 20), unverified);
+    assert_eq!(live(&mut resumed(), 1, 8, false), unverified);
+    assert_eq!(live(&mut resumed(), 2, 0, false), Admission::Restarted);
+
+    let mut beginning = Tracker::at(Position::BEGINNING);
+    beginning.connected();
+    assert_eq!(beginning.replay_start(), 0);
+    assert_eq!(replayed(&mut beginning, 1, 0), TAKE);
+}
+
+#[test]
+fn a_check_recognises_the_peer_by_the_batch_seen_last() {
+    let recognise = |life, seq| seen(7).recognise(seq, &payload(life, seq));
+    assert!(seen(7).must_recognise());
+    assert_eq!(seen(7).check_start(), 7);
+    assert_eq!(recognise(1, 7), Recognition::Same);
+    assert_eq!(recognise(2, 7), Recognition::Other);
+    assert_eq!(recognise(1, 8), Recognition::Other, "batch 7 is gone");
+    assert_eq!(recognise(1, 3), Recognition::Open);
+
+    // Nothing to be recognised by, or nobody known who could be another.
+    assert!(!Tracker::at(Position::BEGINNING).must_recognise());
+    let mut unverified = seen(7);
+    unverified.connected();
+    assert!(!unverified.must_recognise());
 }

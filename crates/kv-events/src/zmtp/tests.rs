@@ -31,6 +31,19 @@ async fn told(said: Vec<u8>) -> Result<Connection> {
     Connection::open(Box::new(near), SocketType::Sub).await
 }
 
+/// The other side of a connection whose near side does what [`Connection::open`] does.
+pub(crate) async fn answer(stream: Box<dyn ByteStream>, socket: &str) -> Result<Connection> {
+    let output = BytesMut::from(&peer_hello(socket)[..]);
+    let (input, frames) = (BytesMut::new(), Vec::new());
+    let mut connection = Connection { stream, input, output, frames, frames_bytes: 0 };
+    connection.flush().await?;
+    connection.read_greeting().await?;
+    while take_frame(&mut connection.input)?.is_none() {
+        connection.fill().await?;
+    }
+    Ok(connection)
+}
+
 async fn failure(said: &[u8]) -> String {
     told(said.to_vec()).await.err().unwrap().to_string()
 }

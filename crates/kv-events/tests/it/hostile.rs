@@ -1,31 +1,33 @@
 //! Peers that are no publisher, or a broken one.
 
-use kvroute_kv_events::{ErrorKind, Fact, Loss, SourceConfig, Subscription};
+use kvroute_kv_events::{Counters, ErrorKind, Fact, Loss, SourceConfig, Subscription};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-use crate::publisher::{DEADLINE, Options, Publisher, batch, expect_stored, next, next_stored};
+use crate::publisher::{
+    DEADLINE, Options, Publisher, Reader, batch, expect_stored, next, next_stored,
+};
 
-fn errors(subscription: &Subscription, kind: ErrorKind) -> u64 {
-    subscription.counters().errors().find(|(known, _)| *known == kind).unwrap().1
+fn errors(counters: &Counters, kind: ErrorKind) -> u64 {
+    counters.errors().find(|(known, _)| *known == kind).unwrap().1
 }
 
 #[tokio::test]
 async fn payloads_that_cannot_be_read_are_losses() {
     let publisher = Publisher::start(Options::default());
-    let mut subscription = Subscription::connect(publisher.source());
-    assert_eq!(next(&mut subscription).await, Fact::Connected);
+    let mut reader = Reader::connect(publisher.source());
+    assert_eq!(next(&mut reader).await, Fact::Connected);
     publisher.publish(batch(0));
-    expect_stored(&mut subscription, [0]).await;
+    expect_stored(&mut reader, [0]).await;
     let truncated = batch(1);
     publisher.publish(truncated[..truncated.len() - 3].to_vec());
     publisher.publish(b"\x93\xcb\x3f\xf8\0\0\0\0\0\0\x91\x91\xa3Odd\xc0".to_vec());
     publisher.publish(batch(2));
     let unreadable = || Fact::Lost(Loss::Unreadable);
-    assert_eq!(next_stored(&mut subscription).await, (vec![unreadable(), unreadable()], 2));
-    assert_eq!(errors(&subscription, ErrorKind::Truncated), 1);
-    assert_eq!(errors(&subscription, ErrorKind::UnknownEvent), 1);
-    assert_eq!(subscription.counters().lost_batches, 2);
+    assert_eq!(next_stored(&mut reader).await, (vec![unreadable(), unreadable()], 2));
+    assert_eq!(errors(&reader.counters(), ErrorKind::Truncated), 1);
+    assert_eq!(errors(&reader.counters(), ErrorKind::UnknownEvent), 1);
+    assert_eq!(reader.counters().lost_batches, 2);
 }
 
 /// A server that answers every connection with these bytes; the subscription gives up and tries again.
@@ -48,7 +50,7 @@ async fn survives(answer: &'static [u8]) {
     source.retry_max = std::time::Duration::from_millis(100);
     let subscription = Subscription::connect(source);
     let seen = tokio::time::timeout(DEADLINE, async {
-        while errors(&subscription, ErrorKind::Protocol) < 3 {
+        while errors(&subscription.counters(), ErrorKind::Protocol) < 3 {
             tokio::task::yield_now().await;
         }
     });

@@ -1,10 +1,12 @@
 //! What a subscription tells of a publisher that works.
 
-use kvroute_kv_events::{Cleared, Fact, Loss, Subscription};
+use kvroute_kv_events::{Cleared, Fact, Loss};
 use kvroute_vllm_wire::{BlockStored, EventBatch, KvEvent, medium};
 use serde_json::Value;
 
-use crate::publisher::{Options, Publisher, batch, encode, expect_stored, next, next_stored};
+use crate::publisher::{
+    Options, Publisher, Reader, batch, encode, expect_stored, next, next_stored,
+};
 
 #[tokio::test]
 async fn all_batches_before_and_after_the_subscription_in_order() {
@@ -13,14 +15,14 @@ async fn all_batches_before_and_after_the_subscription_in_order() {
         for hash in 0..5 {
             publisher.publish(batch(hash));
         }
-        let mut subscription = Subscription::connect(publisher.source());
-        assert_eq!(next(&mut subscription).await, Fact::Connected);
-        expect_stored(&mut subscription, 0..5).await;
+        let mut reader = Reader::connect(publisher.source());
+        assert_eq!(next(&mut reader).await, Fact::Connected);
+        expect_stored(&mut reader, 0..5).await;
         for hash in 5..50 {
             publisher.publish(batch(hash));
         }
-        expect_stored(&mut subscription, 5..50).await;
-        let counters = subscription.counters();
+        expect_stored(&mut reader, 5..50).await;
+        let counters = reader.counters();
         assert_eq!((counters.connects, counters.batches, counters.losses), (1, 50, 0));
         assert_eq!(counters.events, 50 + 17, "every third is removed too");
         assert!(counters.errors().all(|(_, count)| count == 0));
@@ -35,9 +37,9 @@ async fn a_unix_socket_will_do() {
         Options { events: endpoint("events"), replay: endpoint("replay"), ..Options::default() };
     let publisher = Publisher::start(options);
     publisher.publish(batch(1));
-    let mut subscription = Subscription::connect(publisher.source());
-    assert_eq!(next(&mut subscription).await, Fact::Connected);
-    expect_stored(&mut subscription, [1]).await;
+    let mut reader = Reader::connect(publisher.source());
+    assert_eq!(next(&mut reader).await, Fact::Connected);
+    expect_stored(&mut reader, [1]).await;
 }
 
 #[tokio::test]
@@ -47,14 +49,14 @@ async fn a_publisher_that_comes_later_is_found() {
         let gone = Publisher::start(options.clone());
         let source = gone.source();
         drop(gone);
-        let mut subscription = Subscription::connect(source);
-        while subscription.counters().connect_failures == 0 {
+        let mut reader = Reader::connect(source);
+        while reader.counters().connect_failures == 0 {
             tokio::task::yield_now().await;
         }
         let publisher = Publisher::start(options);
         publisher.publish(batch(8));
-        assert_eq!(next(&mut subscription).await, Fact::Connected);
-        expect_stored(&mut subscription, [8]).await;
+        assert_eq!(next(&mut reader).await, Fact::Connected);
+        expect_stored(&mut reader, [8]).await;
         publisher
     };
     publisher.publish(batch(9));
@@ -66,12 +68,12 @@ async fn other_topics_are_not_heard() {
     publisher.publish(batch(1));
     let mut source = publisher.source_without_replay();
     source.topic = "kv@1".to_owned();
-    let mut other = Subscription::connect(source);
+    let mut other = Reader::connect(source);
     assert_eq!(next(&mut other).await, Fact::Connected);
-    let mut subscription = Subscription::connect(publisher.source());
+    let mut reader = Reader::connect(publisher.source());
     publisher.publish(batch(2));
-    assert_eq!(next(&mut subscription).await, Fact::Connected);
-    expect_stored(&mut subscription, [1, 2]).await;
+    assert_eq!(next(&mut reader).await, Fact::Connected);
+    expect_stored(&mut reader, [1, 2]).await;
     assert_eq!(other.counters().messages, 0);
 }
 
@@ -96,8 +98,8 @@ async fn recorded_payloads_come_through() {
     payloads.push(b"\x93\xcb\x3f\xf8\0\0\0\0\0\0\x92\x93\xacBlockRemoved\x91\x07\xa3GPU\x91\xb0AllBlocksCleared\xc0".to_vec());
 
     let publisher = Publisher::start(Options::default());
-    let mut subscription = Subscription::connect(publisher.source());
-    assert_eq!(next(&mut subscription).await, Fact::Connected);
+    let mut reader = Reader::connect(publisher.source());
+    assert_eq!(next(&mut reader).await, Fact::Connected);
     for payload in &payloads {
         publisher.publish(payload.clone());
     }
@@ -108,7 +110,7 @@ async fn recorded_payloads_come_through() {
                 KvEvent::BlockRemoved(removed) => Fact::Removed(removed),
                 KvEvent::AllBlocksCleared => Fact::Cleared(Cleared::Reset),
             };
-            assert_eq!(next(&mut subscription).await, fact);
+            assert_eq!(next(&mut reader).await, fact);
         }
     }
 }
@@ -126,10 +128,10 @@ async fn blocks_of_other_media_are_left_out() {
     publisher.publish(encode(vec![stored(1, medium::CPU), stored(2, medium::GPU)]));
     publisher.publish(encode(vec![stored(3, medium::STORAGE)]));
     publisher.publish(encode(vec![stored(4, medium::GPU)]));
-    let mut subscription = Subscription::connect(publisher.source());
-    assert_eq!(next(&mut subscription).await, Fact::Connected);
-    expect_stored(&mut subscription, [2, 4]).await;
-    assert_eq!(subscription.counters().events_elsewhere, 2);
+    let mut reader = Reader::connect(publisher.source());
+    assert_eq!(next(&mut reader).await, Fact::Connected);
+    expect_stored(&mut reader, [2, 4]).await;
+    assert_eq!(reader.counters().events_elsewhere, 2);
 }
 
 #[tokio::test]
@@ -139,25 +141,25 @@ async fn a_start_in_the_middle_is_a_loss() {
         publisher.publish(batch(hash));
     }
     publisher.await_published().await;
-    let mut subscription = Subscription::connect(publisher.source());
-    assert_eq!(next(&mut subscription).await, Fact::Connected);
+    let mut reader = Reader::connect(publisher.source());
+    assert_eq!(next(&mut reader).await, Fact::Connected);
     let beginning = Fact::Lost(Loss::Beginning { batches: 40 });
-    assert_eq!(next_stored(&mut subscription).await, (vec![beginning.clone()], 40));
-    expect_stored(&mut subscription, 41..50).await;
-    assert_eq!(subscription.counters().lost_batches, 40);
+    assert_eq!(next_stored(&mut reader).await, (vec![beginning.clone()], 40));
+    expect_stored(&mut reader, 41..50).await;
+    assert_eq!(reader.counters().lost_batches, 40);
 
     let publisher = Publisher::start(Options::default());
     for hash in 0..40 {
         publisher.publish(batch(hash));
     }
     publisher.await_published().await;
-    let mut subscription = Subscription::connect(publisher.source_without_replay());
-    assert_eq!(next(&mut subscription).await, Fact::Connected);
+    let mut reader = Reader::connect(publisher.source_without_replay());
+    assert_eq!(next(&mut reader).await, Fact::Connected);
     publisher.await_subscriber().await;
     publisher.publish(batch(40));
     publisher.publish(batch(41));
-    assert_eq!(next_stored(&mut subscription).await, (vec![beginning], 40));
-    expect_stored(&mut subscription, [41]).await;
+    assert_eq!(next_stored(&mut reader).await, (vec![beginning], 40));
+    expect_stored(&mut reader, [41]).await;
 }
 
 pub(crate) fn from_hex(hex: &str) -> Vec<u8> {

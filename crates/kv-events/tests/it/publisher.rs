@@ -5,7 +5,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use kvroute_kv_events::{Fact, SourceConfig, Subscription};
+use kvroute_kv_events::{Counters, Fact, Position, SourceConfig, Subscription};
 use kvroute_vllm_wire::{
     BlockRemoved, BlockStored, EventBatch, KvEvent, ReplayForm, parse_replay_request,
     publish_frames, replay_batch_frames, replay_end_frames,
@@ -209,16 +209,77 @@ pub(crate) fn encode(events: Vec<KvEvent>) -> Vec<u8> {
 /// Longest wait for anything in these tests.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
-pub(crate) async fn next(subscription: &mut Subscription) -> Fact {
-    let fact = tokio::time::timeout(DEADLINE, subscription.recv()).await;
-    fact.unwrap_or_else(|_| panic!("no news; {:?}", subscription.counters())).unwrap()
+/// A subscription, and its news fact by fact.
+pub(crate) struct Reader {
+    subscription: Subscription,
+    ready: VecDeque<Fact>,
+    /// Where the stream stands once all of `ready` is read.
+    position: Option<Position>,
+}
+
+impl Reader {
+    pub(crate) fn connect(source: SourceConfig) -> Self {
+        Self::new(Subscription::connect(source))
+    }
+
+    pub(crate) fn resume(source: SourceConfig, position: Position) -> Self {
+        Self::new(Subscription::resume(source, position))
+    }
+
+    fn new(subscription: Subscription) -> Self {
+        Self { subscription, ready: VecDeque::new(), position: None }
+    }
+
+    pub(crate) fn counters(&self) -> Counters {
+        self.subscription.counters()
+    }
+
+    /// Where the stream stands; all facts before must have been read.
+    pub(crate) fn position(&self) -> Option<Position> {
+        assert!(self.ready.is_empty(), "{:?}", self.ready);
+        self.position
+    }
+
+    pub(crate) async fn next_with_synced(&mut self) -> Fact {
+        loop {
+            if let Some(fact) = self.ready.pop_front() {
+                return fact;
+            }
+            let news = tokio::time::timeout(DEADLINE, self.subscription.recv()).await;
+            let news = news.unwrap_or_else(|_| panic!("no news; {:?}", self.counters())).unwrap();
+            self.ready.extend(news.facts);
+            self.position = news.position;
+        }
+    }
+}
+
+/// The next fact but [`Fact::Synced`], which comes at the publisher's pace: a test that is about something else cannot
+/// say where.
+pub(crate) async fn next(reader: &mut Reader) -> Fact {
+    loop {
+        match reader.next_with_synced().await {
+            Fact::Synced => {}
+            fact => return fact,
+        }
+    }
+}
+
+/// All facts up to the next [`Fact::Synced`].
+pub(crate) async fn until_synced(reader: &mut Reader) -> Vec<Fact> {
+    let mut before = Vec::new();
+    loop {
+        match reader.next_with_synced().await {
+            Fact::Synced => return before,
+            fact => before.push(fact),
+        }
+    }
 }
 
 /// The hash of the next block stored; the facts before it that are of another kind, removals aside.
-pub(crate) async fn next_stored(subscription: &mut Subscription) -> (Vec<Fact>, u64) {
+pub(crate) async fn next_stored(reader: &mut Reader) -> (Vec<Fact>, u64) {
     let mut before = Vec::new();
     loop {
-        match next(subscription).await {
+        match next(reader).await {
             Fact::Stored(stored) => return (before, stored.hashes().next().unwrap()),
             Fact::Removed(_) => {}
             other => before.push(other),
@@ -227,11 +288,8 @@ pub(crate) async fn next_stored(subscription: &mut Subscription) -> (Vec<Fact>, 
 }
 
 /// The next blocks stored are these, with nothing but removals in between.
-pub(crate) async fn expect_stored(
-    subscription: &mut Subscription,
-    hashes: impl IntoIterator<Item = u64>,
-) {
+pub(crate) async fn expect_stored(reader: &mut Reader, hashes: impl IntoIterator<Item = u64>) {
     for hash in hashes {
-        assert_eq!(next_stored(subscription).await, (vec![], hash));
+        assert_eq!(next_stored(reader).await, (vec![], hash));
     }
 }
