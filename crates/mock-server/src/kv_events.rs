@@ -40,7 +40,6 @@ pub struct KvEventsConfig {
     /// First frame of each message.
     pub topic: String,
     /// vLLM's `--prefix-caching-hash-algo`: which hashes name the blocks.
-    #[serde(with = "algo_name")]
     pub hash_algo: HashAlgo,
     /// vLLM's `VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES`: hashes as numbers of 64 bits, not as all their bytes.
     pub int_block_hashes: bool,
@@ -68,20 +67,6 @@ impl KvEventsConfig {
         let block_size = block_size.expect("a block size is at least 1");
         let root = none_hash(self.hash_algo, None);
         BlockHasher::new(self.hash_algo, root, block_size, ExtraKeys::default())
-    }
-}
-
-mod algo_name {
-    use kvroute_vllm_wire::HashAlgo;
-    use serde::{Deserialize, Deserializer, Serializer, de};
-
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's form")]
-    pub(super) fn serialize<S: Serializer>(algo: &HashAlgo, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(algo.name())
-    }
-
-    pub(super) fn deserialize<'a, D: Deserializer<'a>>(from: D) -> Result<HashAlgo, D::Error> {
-        String::deserialize(from)?.parse().map_err(de::Error::custom)
     }
 }
 

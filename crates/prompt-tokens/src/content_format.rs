@@ -9,10 +9,12 @@ use std::collections::{BTreeSet, VecDeque};
 
 use minijinja::machinery::parse;
 use minijinja::syntax::SyntaxConfig;
+use serde::{Deserialize, Serialize};
 use serde_json::Value as Tree;
 
-/// The shape of content that a template is given.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The shape of content that a template is given; named as in vLLM's `--chat-template-content-format`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum ContentFormat {
     /// Text; the texts of several parts are joined by line feeds.
     String,

@@ -18,6 +18,7 @@ use std::fmt;
 use std::num::NonZeroUsize;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use self::cbor::CborWriter;
@@ -71,7 +72,10 @@ impl fmt::Debug for BlockDigest {
 }
 
 /// How a server serialises a block before hashing it: vLLM's `--prefix-caching-hash-algo`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
 pub enum HashAlgo {
     /// `sha256`, vLLM's default: SHA-256 of the pickled block.
     #[default]
