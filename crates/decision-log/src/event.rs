@@ -1,12 +1,12 @@
 //! What a router is told, as data.
 
-use kvroute_policy::{PolicyConfig, Reason, RequestView};
-use kvroute_router::{RouteReceipt, Routed, RouterConfig};
+use kvroute_policy::{BlockNames, PolicyConfig, Reason, RequestView};
+use kvroute_router::{CacheNews, RouteReceipt, Routed, RouterConfig};
 use kvroute_types::{BlockHash, InstanceId, LoadSnapshot, RequestId, TokenCount};
 use serde::{Deserialize, Serialize};
 
 /// Version of the log's form.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// One call to a router, or what the log says of itself.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,6 +40,30 @@ pub enum Event {
         id: InstanceId,
         /// What it said.
         reading: LoadSnapshot,
+    },
+    /// [`kvroute_router::Router::observe_cache`].
+    Cache {
+        /// The instance.
+        id: InstanceId,
+        /// What it told.
+        news: CacheNews,
+    },
+    /// [`kvroute_router::Router::set_believed`].
+    Believed {
+        /// The instance.
+        id: InstanceId,
+        /// Whether what it tells counts.
+        believed: bool,
+    },
+    /// [`kvroute_router::Router::instance_restarted`].
+    InstanceRestarted {
+        /// The instance.
+        id: InstanceId,
+    },
+    /// [`kvroute_router::Router::restore`].
+    Restored {
+        /// The snapshot.
+        snapshot: Vec<u8>,
     },
     /// [`kvroute_router::Router::route_except`].
     Route(Box<Route>),
@@ -98,6 +122,7 @@ pub struct LoggedRequest {
     pub session_key: Option<u64>,
     pub prefix_key: Option<u64>,
     pub prompt_blocks: Vec<BlockHash>,
+    pub block_names: BlockNames,
     pub prompt_tokens: TokenCount,
     pub max_output_tokens: Option<TokenCount>,
     pub priority: i32,
@@ -110,6 +135,7 @@ impl From<&RequestView<'_>> for LoggedRequest {
             session_key,
             prefix_key,
             prompt_blocks,
+            block_names,
             prompt_tokens,
             max_output_tokens,
             priority,
@@ -120,6 +146,7 @@ impl From<&RequestView<'_>> for LoggedRequest {
             session_key,
             prefix_key,
             prompt_blocks,
+            block_names,
             prompt_tokens,
             max_output_tokens,
             priority,
@@ -135,6 +162,7 @@ impl LoggedRequest {
             session_key: self.session_key,
             prefix_key: self.prefix_key,
             prompt_blocks: &self.prompt_blocks,
+            block_names: self.block_names,
             prompt_tokens: self.prompt_tokens,
             max_output_tokens: self.max_output_tokens,
             priority: self.priority,
@@ -155,7 +183,14 @@ pub struct Decision {
 
 impl From<&Routed> for Decision {
     fn from(routed: &Routed) -> Self {
-        let Routed { instance, reason, predicted_cached_tokens, ticket: _, receipt: _ } = *routed;
+        let Routed {
+            instance,
+            reason,
+            predicted_cached_tokens,
+            told_cached_tokens: _,
+            ticket: _,
+            receipt: _,
+        } = *routed;
         Self { instance, reason, predicted_cached_tokens }
     }
 }

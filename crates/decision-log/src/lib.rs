@@ -12,13 +12,17 @@
 //!
 //! | `event` | other fields |
 //! |---|---|
-//! | `start` | `format` (now 1), `version`, `seed`, `policy`, `router`: a gateway started, with a fresh router |
+//! | `start` | `format` (now 2), `version`, `seed`, `policy`, `router`: a gateway started, with a fresh router |
 //! | `instance-added` | `instance_id`, `instance` (its name) |
 //! | `instance-removed` | `instance_id` |
 //! | `eligible` | `instance_id`, `eligible`: whether it may be chosen |
 //! | `policy` | `policy`: the policy was exchanged |
 //! | `load` | `instance_id`, `waiting`, `running`, `kv_cache_usage`, `as_of_ns`: a reading arrived |
-//! | `route` | the fields of a [`Receipt`], and `instance_id`, `excluded`, `max_output_tokens`, `priority`, `blocks_after`, `blocks` |
+//! | `cache` | `instance_id`, `news`: `stored` (with `blocks`, and `after`, the block before them, or null), `removed` (with `blocks`), `cleared` or `lost` |
+//! | `believed` | `instance_id`, `believed`: whether what the instance tells of its cache counts |
+//! | `instance-restarted` | `instance_id`: its cache is gone |
+//! | `restored` | `snapshot`: what instances told an earlier gateway, in Base64 |
+//! | `route` | the fields of a [`Receipt`], and `instance_id`, `excluded`, `max_output_tokens`, `priority`, `blocks_after`, `blocks`, `block_names` |
 //! | `refused` | as `route` without the decision: no instance could be chosen |
 //! | `first-token`, `end` | `request` |
 //! | `gap` | `lost`: so many events are missing here |

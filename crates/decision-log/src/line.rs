@@ -1,10 +1,12 @@
 //! One line as JSON.
 
-use kvroute_policy::{PolicyConfig, Reason};
+use kvroute_policy::{BlockNames, PolicyConfig, Reason};
+use kvroute_router::CacheNews;
 use kvroute_types::{InstanceId, RequestId, Timestamp, TokenCount};
 use serde::{Deserialize, Serialize};
 
 use crate::event::Start;
+use crate::prompts::{blocks, digits};
 use crate::receipt::{Receipt, ReceiptCandidate};
 
 #[derive(Serialize, Deserialize)]
@@ -41,6 +43,25 @@ pub(crate) enum Line {
         kv_cache_usage: f64,
         as_of_ns: Timestamp,
     },
+    Cache {
+        at_ns: Timestamp,
+        instance_id: InstanceId,
+        #[serde(flatten)]
+        news: NewsLine,
+    },
+    Believed {
+        at_ns: Timestamp,
+        instance_id: InstanceId,
+        believed: bool,
+    },
+    InstanceRestarted {
+        at_ns: Timestamp,
+        instance_id: InstanceId,
+    },
+    Restored {
+        at_ns: Timestamp,
+        snapshot: String,
+    },
     Route(Box<RouteLine>),
     Refused(Box<RouteLine>),
     FirstToken {
@@ -54,6 +75,47 @@ pub(crate) enum Line {
     Gap {
         lost: u64,
     },
+}
+
+/// What an instance told of its cache; blocks as in `prompts`.
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "news", rename_all = "kebab-case")]
+pub(crate) enum NewsLine {
+    Stored { after: Option<String>, blocks: String },
+    Removed { blocks: String },
+    Cleared,
+    Lost,
+}
+
+impl From<&CacheNews> for NewsLine {
+    fn from(news: &CacheNews) -> Self {
+        match news {
+            CacheNews::Stored { parent, blocks } => {
+                Self::Stored { after: parent.map(|it| digits(&[it])), blocks: digits(blocks) }
+            }
+            CacheNews::Removed(blocks) => Self::Removed { blocks: digits(blocks) },
+            CacheNews::Cleared => Self::Cleared,
+            CacheNews::Lost => Self::Lost,
+        }
+    }
+}
+
+impl NewsLine {
+    /// `None` if what stands for blocks does not name any.
+    pub(crate) fn news(&self) -> Option<CacheNews> {
+        Some(match self {
+            Self::Stored { after, blocks: stored } => {
+                let parent = match after {
+                    Some(after) => Some(*blocks(after)?.first()?),
+                    None => None,
+                };
+                CacheNews::Stored { parent, blocks: blocks(stored)?.into() }
+            }
+            Self::Removed { blocks: removed } => CacheNews::Removed(blocks(removed)?.into()),
+            Self::Cleared => CacheNews::Cleared,
+            Self::Lost => CacheNews::Lost,
+        })
+    }
 }
 
 /// A request and, if there was one, the decision. The fields of [`Receipt`] keep their names.
@@ -76,6 +138,7 @@ pub(crate) struct RouteLine {
     pub(crate) prompt_blocks: usize,
     pub(crate) blocks_after: Option<String>,
     pub(crate) blocks: String,
+    pub(crate) block_names: BlockNames,
     #[serde(flatten, skip_deserializing)]
     pub(crate) told: Option<Told>,
 }

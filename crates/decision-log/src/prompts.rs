@@ -27,16 +27,26 @@ impl Written {
         let known = prompt.partition_point(|block| self.blocks.contains(block));
         let (known, new) = prompt.split_at(known);
         self.blocks.extend(new);
-        let hex = |blocks: &[BlockHash]| {
-            let mut digits = String::with_capacity(DIGITS * blocks.len());
-            for block in blocks {
-                // Writing to a string cannot fail.
-                let _ = write!(digits, "{:016x}", block.0);
-            }
-            digits
-        };
-        (known.last().map(|&last| hex(&[last])), hex(new))
+        (known.last().map(|&last| digits(&[last])), digits(new))
     }
+}
+
+/// Blocks as hexadecimal digits.
+pub(crate) fn digits(blocks: &[BlockHash]) -> String {
+    let mut digits = String::with_capacity(DIGITS * blocks.len());
+    for block in blocks {
+        // Writing to a string cannot fail.
+        let _ = write!(digits, "{:016x}", block.0);
+    }
+    digits
+}
+
+/// The blocks that these digits name; `None` if they are no hashes.
+pub(crate) fn blocks(digits: &str) -> Option<Vec<BlockHash>> {
+    if !digits.is_ascii() || !digits.len().is_multiple_of(DIGITS) {
+        return None;
+    }
+    (0..digits.len()).step_by(DIGITS).map(|at| hash(&digits[at..at + DIGITS])).collect()
 }
 
 /// The blocks that a reader has seen: each with the one before it, and how many there are before it.
@@ -52,11 +62,7 @@ impl Read {
             Some(after) => self.chain_to(hash(after)?)?,
             None => Vec::new(),
         };
-        if !new.is_ascii() || !new.len().is_multiple_of(DIGITS) {
-            return None;
-        }
-        for at in (0..new.len()).step_by(DIGITS) {
-            let block = hash(&new[at..at + DIGITS])?;
+        for block in blocks(new)? {
             let parent = prompt.last().copied().unwrap_or_default();
             self.before.insert(block, (parent, prompt.len()));
             prompt.push(block);

@@ -2,6 +2,8 @@
 
 use std::io::{self, BufRead};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use kvroute_types::{LoadSnapshot, Timestamp};
 
 use crate::event::{Decision, Event, FORMAT, LoggedRequest, Route};
@@ -60,7 +62,7 @@ pub enum ReadError {
     },
     /// Blocks that are no hashes or follow others that the log never held.
     #[error(
-        "line {line}: the prompt's blocks do not fit the lines before; is a line missing or changed?"
+        "line {line}: its blocks are no hashes, or do not fit the lines before; is a line missing or changed?"
     )]
     Blocks {
         /// The line.
@@ -135,6 +137,21 @@ impl<R: BufRead> LogReader<R> {
                 let reading = LoadSnapshot { waiting, running, kv_cache_usage, as_of: as_of_ns };
                 (at_ns, Event::Load { id: instance_id, reading })
             }
+            Line::Cache { at_ns, instance_id: id, news } => {
+                let news = news.news().ok_or(ReadError::Blocks { line: self.line })?;
+                (at_ns, Event::Cache { id, news })
+            }
+            Line::Believed { at_ns, instance_id: id, believed } => {
+                (at_ns, Event::Believed { id, believed })
+            }
+            Line::InstanceRestarted { at_ns, instance_id: id } => {
+                (at_ns, Event::InstanceRestarted { id })
+            }
+            Line::Restored { at_ns, snapshot } => {
+                let snapshot = BASE64.decode(snapshot);
+                let snapshot = snapshot.map_err(|_| ReadError::Blocks { line: self.line })?;
+                (at_ns, Event::Restored { snapshot })
+            }
             Line::Route(route) | Line::Refused(route) => (route.at_ns, self.route(*route)?),
             Line::FirstToken { at_ns, request } => (at_ns, Event::FirstToken { request }),
             Line::End { at_ns, request } => (at_ns, Event::End { request }),
@@ -157,6 +174,7 @@ impl<R: BufRead> LogReader<R> {
                 session_key: route.session_key,
                 prefix_key: route.prefix_key,
                 prompt_blocks: prompt_blocks.ok_or(damaged)?,
+                block_names: route.block_names,
                 prompt_tokens: route.prompt_tokens,
                 max_output_tokens: route.max_output_tokens,
                 priority: route.priority,

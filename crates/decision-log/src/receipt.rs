@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use kvroute_policy::Reason;
-use kvroute_router::RouteReceipt;
+use kvroute_router::{DirectorySource, RouteReceipt};
 use kvroute_types::{InstanceId, TokenCount};
 use serde::Serialize;
 
@@ -48,6 +48,7 @@ pub struct ReceiptCandidate {
     pub eligible: bool,
     pub score: Option<f64>,
     pub matched_blocks: u32,
+    pub matched_by: Option<DirectorySource>,
     pub in_flight: u32,
     pub waiting: Option<u32>,
     pub running: Option<u32>,
@@ -101,6 +102,7 @@ impl Receipt {
             eligible: candidate.eligible,
             score: candidate.score,
             matched_blocks: candidate.matched_blocks,
+            matched_by: candidate.matched_by,
             in_flight: candidate.in_flight,
             waiting: candidate.waiting,
             running: candidate.running,

@@ -2,7 +2,7 @@
 
 use hashbrown::HashMap;
 use kvroute_policy::{InvalidPolicy, PolicyConfig};
-use kvroute_router::{InvalidRouterConfig, Router, RouterConfig, Ticket};
+use kvroute_router::{InvalidRouterConfig, Router, RouterConfig, SnapshotError, Ticket};
 use kvroute_types::{RequestId, Timestamp};
 use rustc_hash::FxBuildHasher;
 
@@ -23,6 +23,9 @@ pub enum ReplayError {
         /// The request.
         request: RequestId,
     },
+    /// What a router was restored from is not usable.
+    #[error("in what the instances told before the gateway started")]
+    Snapshot(#[from] SnapshotError),
     /// A start or a gap: the router's state before says nothing of that after.
     #[error("a start or a gap cannot be replayed; begin a new replay there")]
     NoInput,
@@ -84,6 +87,10 @@ impl Replay {
             }
             Event::Policy(_) => {}
             Event::Load { id, reading } => self.router.observe_load(at, *id, *reading),
+            Event::Cache { id, news } => self.router.observe_cache(at, *id, news.clone()),
+            Event::Believed { id, believed } => self.router.set_believed(*id, *believed),
+            Event::InstanceRestarted { id } => self.router.instance_restarted(*id),
+            Event::Restored { snapshot } => self.router.restore(snapshot.as_slice())?,
             Event::Route(route) => {
                 let Route { request, excluded, .. } = &**route;
                 let routed = self.router.route_except(at, &request.view(), excluded);

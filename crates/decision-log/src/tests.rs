@@ -1,7 +1,7 @@
 //! Logs that are written, read, damaged and replayed.
 
-use kvroute_policy::PolicyConfig;
-use kvroute_router::RouterConfig;
+use kvroute_policy::{BlockNames, PolicyConfig};
+use kvroute_router::{CacheNews, DirectorySource, Router, RouterConfig};
 use kvroute_types::{BlockHash, InstanceId, LoadSnapshot, RequestId, Timestamp, TokenCount};
 use proptest::prelude::*;
 
@@ -23,8 +23,30 @@ fn start(text: &str) -> Event {
         version: "0".to_owned(),
         seed: u64::MAX,
         policy: policy(text),
-        router: RouterConfig { always_index: true, ..RouterConfig::default() },
+        router: router_config(),
     }))
+}
+
+fn router_config() -> RouterConfig {
+    let directory = DirectorySource::Events;
+    RouterConfig { always_index: true, directory, ..RouterConfig::default() }
+}
+
+/// What a gateway has kept of a router in which B told that it holds a prompt of three blocks.
+fn snapshot() -> Vec<u8> {
+    let mut router = Router::new(router_config(), policy("jsq").build(0).unwrap(), 0).unwrap();
+    router.observe_cache(Timestamp::ZERO, B, stored(1, 3));
+    let mut snapshot = Vec::new();
+    router.snapshot(Timestamp::ZERO, &mut snapshot).unwrap();
+    snapshot
+}
+
+fn stored(family: u64, blocks: u64) -> CacheNews {
+    CacheNews::Stored { parent: None, blocks: prompt(family, blocks).into() }
+}
+
+fn prompt(family: u64, blocks: u64) -> Vec<BlockHash> {
+    (0..blocks).map(|block| BlockHash(family << 32 | block)).collect()
 }
 
 fn added(id: InstanceId, name: &str) -> Event {
@@ -32,13 +54,14 @@ fn added(id: InstanceId, name: &str) -> Event {
 }
 
 fn route(id: u32, family: u64, blocks: u64) -> Event {
-    let prompt_blocks = (0..blocks).map(|block| BlockHash(family << 32 | block)).collect();
     Event::Route(Box::new(Route {
         request: LoggedRequest {
             id: RequestId(id),
             session_key: Some(u64::MAX - family),
             prefix_key: None,
-            prompt_blocks,
+            prompt_blocks: prompt(family, blocks),
+            // Those of the first family are text.
+            block_names: if family == 1 { BlockNames::Text } else { BlockNames::Engine },
             prompt_tokens: TokenCount(u32::try_from(blocks).unwrap() * 16 + 4),
             max_output_tokens: Some(TokenCount(7)),
             priority: -1,
@@ -104,9 +127,23 @@ fn what_was_written_is_read() {
     let events = decided([
         start("load-cache:alpha=0.30000000000000004"),
         route(0, 1, 3),
+        Event::Restored { snapshot: snapshot() },
         added(A, "a"),
         added(B, "b"),
         Event::Load { id: B, reading },
+        Event::Cache { id: B, news: stored(2, 2) },
+        Event::Cache {
+            id: B,
+            news: CacheNews::Stored {
+                parent: Some(BlockHash(u64::MAX)),
+                blocks: prompt(3, 1).into(),
+            },
+        },
+        Event::Cache { id: A, news: CacheNews::Removed(prompt(2, 1).into()) },
+        Event::Cache { id: A, news: CacheNews::Cleared },
+        Event::Cache { id: A, news: CacheNews::Lost },
+        Event::Believed { id: A, believed: false },
+        Event::InstanceRestarted { id: A },
         route(1, 1, 3),
         route(2, 1, 5),
         Event::FirstToken { request: RequestId(1) },
@@ -120,12 +157,12 @@ fn what_was_written_is_read() {
     assert_eq!(read, events);
     let lines: Vec<serde_json::Value> =
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!((&lines[1]["event"], &lines[5]["event"]), (&"refused".into(), &"route".into()));
+    assert_eq!((&lines[1]["event"], &lines[13]["event"]), (&"refused".into(), &"route".into()));
     // What the log has held before is named, not repeated.
     assert_eq!(lines[1]["blocks"].as_str().unwrap().len(), 3 * 16);
-    assert_eq!(lines[5]["blocks"], "");
-    assert_eq!(lines[6]["blocks_after"], lines[5]["blocks_after"]);
-    assert_eq!(lines[6]["blocks"].as_str().unwrap().len(), 2 * 16);
+    assert_eq!(lines[13]["blocks"], "");
+    assert_eq!(lines[14]["blocks_after"], lines[13]["blocks_after"]);
+    assert_eq!(lines[14]["blocks"].as_str().unwrap().len(), 2 * 16);
 }
 
 #[test]
@@ -141,8 +178,8 @@ fn a_damaged_log_says_where_and_how() {
         lines.filter(|&(at, _)| at != line).map(|(_, line)| line).collect::<String>()
     };
     assert!(error(&without(0)).contains("line 1 comes before any start"));
-    assert!(error(&without(2)).contains("line 3: the prompt's blocks"), "{}", error(&without(2)));
-    assert!(error(&text.replace("\"format\":1", "\"format\":2")).contains("format 2"));
+    assert!(error(&without(2)).contains("line 3: its blocks"), "{}", error(&without(2)));
+    assert!(error(&text.replace("\"format\":2", "\"format\":3")).contains("format 3"));
     assert!(error("{\"request\":1}\n").contains("--decision-log"));
     // Each line is well formed, but one is missing.
     let ended = decided([start("jsq"), added(A, "a"), route(0, 1, 3), end(0)]);
@@ -243,7 +280,7 @@ proptest! {
     fn every_decision_is_reproduced(
         name in prop::sample::select(PolicyConfig::NAMES.to_vec()),
         later in prop::sample::select(PolicyConfig::NAMES.to_vec()),
-        ops in prop::collection::vec((0_u32..8, any::<u16>()), 1..200),
+        ops in prop::collection::vec((0_u32..12, any::<u16>()), 1..200),
     ) {
         let (mut in_flight, mut guests) = (Vec::new(), Vec::new());
         let mut events = vec![start(name), added(A, "a"), added(B, "b")];
@@ -274,6 +311,18 @@ proptest! {
                     guests.push(InstanceId(2 + number));
                     Some(added(InstanceId(2 + number), "guest"))
                 }
+                8 => Some(Event::Cache {
+                    id,
+                    news: match pick % 8 {
+                        0 => CacheNews::Cleared,
+                        1 => CacheNews::Lost,
+                        2 | 3 => CacheNews::Removed(prompt(u64::from(pick % 5), 2).into()),
+                        _ => stored(u64::from(pick % 5), u64::from(pick % 9)),
+                    },
+                }),
+                9 => Some(Event::Believed { id, believed: pick & 8 == 0 }),
+                10 if pick % 8 == 0 => Some(Event::InstanceRestarted { id }),
+                11 if pick % 16 == 0 => Some(Event::Restored { snapshot: snapshot() }),
                 7 => guests.pop().map(|id| Event::InstanceRemoved { id }),
                 _ => None,
             });

@@ -4,6 +4,8 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use kvroute_types::{InstanceId, Timestamp};
 
 use crate::event::{Event, Route};
@@ -69,6 +71,14 @@ impl<W: Write> LogWriter<W> {
                 kv_cache_usage: reading.kv_cache_usage,
                 as_of_ns: reading.as_of,
             },
+            Event::Cache { id, news } => Line::Cache { at_ns, instance_id: *id, news: news.into() },
+            Event::Believed { id, believed } => {
+                Line::Believed { at_ns, instance_id: *id, believed: *believed }
+            }
+            Event::InstanceRestarted { id } => Line::InstanceRestarted { at_ns, instance_id: *id },
+            Event::Restored { snapshot } => {
+                Line::Restored { at_ns, snapshot: BASE64.encode(snapshot) }
+            }
             Event::Route(route) => self.route(at_ns, route),
             Event::FirstToken { request } => Line::FirstToken { at_ns, request: *request },
             Event::End { request } => Line::End { at_ns, request: *request },
@@ -103,6 +113,7 @@ impl<W: Write> LogWriter<W> {
             prompt_blocks: request.prompt_blocks.len(),
             blocks_after,
             blocks,
+            block_names: request.block_names,
             told,
         });
         if decision.is_some() { Line::Route(line) } else { Line::Refused(line) }

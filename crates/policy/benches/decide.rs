@@ -5,7 +5,8 @@
 
 use divan::{Bencher, black_box};
 use kvroute_policy::{
-    Candidate, Event, LeastLoaded, LoadSignal, Policy, PolicyConfig, RequestView, Scores,
+    BlockNames, Candidate, Event, LeastLoaded, LoadSignal, Policy, PolicyConfig, RequestView,
+    Scores,
 };
 use kvroute_types::{BlockHash, InstanceId, LoadSnapshot, RequestId, Timestamp, TokenCount, mix64};
 
@@ -46,6 +47,7 @@ fn request(key: u64) -> RequestView<'static> {
         session_key: Some(mix64(key)),
         prefix_key: Some(mix64(key / 8)),
         prompt_blocks: &PROMPT,
+        block_names: BlockNames::Engine,
         prompt_tokens: TokenCount(131_072),
         max_output_tokens: None,
         priority: 0,

@@ -14,12 +14,25 @@ pub struct RequestView<'a> {
     pub prefix_key: Option<u64>,
     /// Chained hashes of the prompt's full blocks, in order.
     pub prompt_blocks: &'a [BlockHash],
+    /// What those hashes are of.
+    pub block_names: BlockNames,
     /// Prompt length, exact or estimated.
     pub prompt_tokens: TokenCount,
     /// Output limit the client asked for; `None` if it set none.
     pub max_output_tokens: Option<TokenCount>,
     /// vLLM request priority: lower goes first (R39). 0 unless the client set one.
     pub priority: i32,
+}
+
+/// What the hashes of a prompt's blocks are of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BlockNames {
+    /// Of token ids, as the engine hashes them: what instances tell of their caches is in the same names.
+    #[default]
+    Engine,
+    /// Of bytes of the request's text, where its token ids are not known: to be compared with one another only.
+    Text,
 }
 
 /// What a policy may know of an instance at the moment of a decision.

@@ -2,7 +2,7 @@
 
 use kvroute_types::{InstanceId, LoadSnapshot, RequestId, Timestamp, TokenCount};
 
-use crate::{Candidate, Decision, Policy, Reason, RequestView, Scores};
+use crate::{BlockNames, Candidate, Decision, Policy, Reason, RequestView, Scores};
 
 /// Position and reason of a decision.
 pub(crate) type Choice = (usize, Reason);
@@ -14,6 +14,7 @@ pub(crate) fn request() -> RequestView<'static> {
         session_key: None,
         prefix_key: None,
         prompt_blocks: &[],
+        block_names: BlockNames::Engine,
         prompt_tokens: TokenCount(100),
         max_output_tokens: None,
         priority: 0,

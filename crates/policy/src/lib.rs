@@ -7,7 +7,7 @@
 //! A policy is named and tuned by a [`PolicyConfig`], from TOML or from the command line:
 //!
 //! ```
-//! use kvroute_policy::{Candidate, PolicyConfig, RequestView, Scores};
+//! use kvroute_policy::{BlockNames, Candidate, PolicyConfig, RequestView, Scores};
 //! use kvroute_types::{InstanceId, RequestId, Timestamp, TokenCount};
 //!
 //! let config: PolicyConfig = "load-cache:alpha=0.7,beta=0.3".parse()?;
@@ -17,6 +17,7 @@
 //!     session_key: None,
 //!     prefix_key: None,
 //!     prompt_blocks: &[],
+//!     block_names: BlockNames::Engine,
 //!     prompt_tokens: TokenCount(5),
 //!     max_output_tokens: None,
 //!     priority: 0,
@@ -40,7 +41,9 @@ mod prefix_affinity;
 mod round_robin;
 mod session_affinity;
 
-pub use api::{Candidate, Decision, Event, LoadSignal, Needs, Policy, Reason, RequestView, Scores};
+pub use api::{
+    BlockNames, Candidate, Decision, Event, LoadSignal, Needs, Policy, Reason, RequestView, Scores,
+};
 pub use config::{
     InvalidPolicy, Parameter, ParsePolicyError, PolicyConfig, PolicyDescription, UnknownPolicy,
 };

@@ -13,7 +13,8 @@ pub enum DirectorySource {
     /// From what was routed there; it can only guess what was evicted.
     #[default]
     History,
-    /// From what the instances tell of their caches ([`crate::CacheNews`]).
+    /// From what the instances tell of their caches ([`crate::CacheNews`]), and from what was routed there as far as an
+    /// instance is not believed, or the request's blocks are not named as engines name them.
     Events,
 }
 
@@ -21,8 +22,10 @@ pub enum DirectorySource {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RouterConfig {
-    /// Tokens per block of the hash chains in [`kvroute_policy::RequestView::prompt_blocks`].
+    /// Tokens per block of prompts that are named as engines name them ([`kvroute_policy::BlockNames::Engine`]).
     pub block_size: BlockSize,
+    /// Tokens that a block of text stands for ([`kvroute_policy::BlockNames::Text`]), by estimate.
+    pub text_block_size: BlockSize,
     /// From what the directory knows what an instance holds.
     pub directory: DirectorySource,
     /// Staleness of the cache directory. Its expiry is the age at which a routed prompt no longer counts as held; what
@@ -30,9 +33,9 @@ pub struct RouterConfig {
     pub index: SignalConfig,
     /// Staleness of the load readings.
     pub load: SignalConfig,
-    /// Most blocks an instance is believed to hold; its number of KV blocks, if known. Not for a directory of events.
+    /// Most blocks an instance is believed to hold by what was routed there; its number of KV blocks, if known.
     pub index_capacity_blocks: Option<u32>,
-    /// Bytes the directory may take.
+    /// Bytes that knowing what instances hold may take: so many for what was routed there, and as many for what they tell.
     pub index_budget_bytes: usize,
     /// Most prefix keys, and most session keys, whose latest route is remembered.
     pub last_route_capacity_keys: u32,
@@ -47,6 +50,7 @@ impl Default for RouterConfig {
     fn default() -> Self {
         Self {
             block_size: BlockSize::default(),
+            text_block_size: BlockSize::default(),
             directory: DirectorySource::default(),
             index: SignalConfig::default(),
             load: SignalConfig::default(),

@@ -21,5 +21,6 @@ pub use channel::{InvalidSignal, Refresh, SignalConfig};
 pub use config::{DirectorySource, InvalidRouterConfig, RouterConfig};
 pub use directory::CacheNews;
 pub use in_flight::Ticket;
+pub use kvroute_cache_index::{ExactIndex, SnapshotError};
 pub use receipt::{RouteReceipt, ScoredInstance};
 pub use router::{Routed, Router};

@@ -5,6 +5,8 @@ use std::time::Duration;
 use kvroute_policy::Reason;
 use kvroute_types::{InstanceId, RequestId, Timestamp};
 
+use crate::config::DirectorySource;
+
 /// One candidate in a receipt.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ScoredInstance {
@@ -16,6 +18,8 @@ pub struct ScoredInstance {
     pub score: Option<f64>,
     /// Leading prompt blocks the directory believed it to hold; 0 if the policy does not ask.
     pub matched_blocks: u32,
+    /// From what that is known; `None` without a directory.
+    pub matched_by: Option<DirectorySource>,
     /// Requests in flight there, by our own count.
     pub in_flight: u32,
     /// Waiting requests by the last reading; `None` without one.

@@ -1,14 +1,15 @@
 //! The router core itself.
 
 use std::collections::VecDeque;
+use std::io::{self, Read, Write};
 use std::time::Duration;
 
-use kvroute_cache_index::ConfigError;
-use kvroute_policy::{Candidate, Decision, Event, Needs, Policy, RequestView, Scores};
+use kvroute_cache_index::{ConfigError, ExactIndex, SnapshotError};
+use kvroute_policy::{BlockNames, Candidate, Decision, Event, Needs, Policy, RequestView, Scores};
 use kvroute_types::{InstanceId, LoadSnapshot, Timestamp, TokenCount, mix64};
 
 use crate::channel::{Channel, Refresh};
-use crate::config::{InvalidRouterConfig, RouterConfig};
+use crate::config::{DirectorySource, InvalidRouterConfig, RouterConfig};
 use crate::directory::{CacheNews, Directory};
 use crate::in_flight::{Flight, Flights, Ticket};
 use crate::receipt::{RouteReceipt, ScoredInstance};
@@ -65,6 +66,9 @@ pub struct Routed {
     pub reason: kvroute_policy::Reason,
     /// Prompt tokens believed cached there; `None` if no directory is kept.
     pub predicted_cached_tokens: Option<TokenCount>,
+    /// Prompt tokens cached there by the instance's own account, whether it is believed or not; `None` if the directory
+    /// does not listen, or the request's blocks are not named as the engine names them.
+    pub told_cached_tokens: Option<TokenCount>,
     /// The receipt, if receipts are on.
     pub receipt: Option<RouteReceipt>,
 }
@@ -177,7 +181,39 @@ impl Router {
     /// Whether the directory learns from [`Router::observe_cache`], so that somebody must bring what instances tell of
     /// their caches.
     pub fn hears_cache_events(&self) -> bool {
-        self.directory.as_ref().is_some_and(Directory::hears_events)
+        self.told().is_some()
+    }
+
+    /// What the instances have told of their caches; `None` if nobody listens.
+    pub fn told(&self) -> Option<&ExactIndex> {
+        self.directory.as_ref().and_then(Directory::told)
+    }
+
+    /// Says whether what an instance tells of its cache counts; until then it does. If not, it is judged by what was
+    /// routed there, from now on. It is listened to all the same.
+    pub fn set_believed(&mut self, id: InstanceId, believed: bool) {
+        if let Some(directory) = &mut self.directory {
+            directory.set_believed(id, believed);
+        }
+    }
+
+    /// Writes what the instances have told of their caches, so that another router can [`restore`](Self::restore) it:
+    /// as of `taken_at`, a time that means something to that one too. Nothing if nobody listens.
+    ///
+    /// # Errors
+    /// If writing fails.
+    pub fn snapshot(&self, taken_at: Timestamp, out: impl Write) -> io::Result<()> {
+        self.directory.as_ref().map_or(Ok(()), |directory| directory.snapshot(taken_at, out))
+    }
+
+    /// Takes a snapshot as told by the instances, in place of all they have told; ids are those of the router that wrote
+    /// it. Does nothing if nobody listens.
+    ///
+    /// # Errors
+    /// If it is damaged, of another version, or larger than the budget; nothing has changed then.
+    pub fn restore(&mut self, snapshot: impl Read) -> Result<(), SnapshotError> {
+        let config = &self.config;
+        self.directory.as_mut().map_or(Ok(()), |directory| directory.restore(config, snapshot))
     }
 
     /// Bytes the cache directory takes; 0 without one.
@@ -389,10 +425,9 @@ impl Router {
         let Decision { position, reason } = decision;
         let candidate = &self.candidates[position];
         let instance = candidate.id;
-        let block_tokens = self.config.block_size.get();
-        // The engine computes the last token at least (R24), so it never reports the whole prompt as cached.
-        let reusable = request.prompt_tokens.0.saturating_sub(1) / block_tokens;
-        let predicted = candidate.matched_blocks.min(reusable) * block_tokens;
+        let predicted = self.reusable_tokens(request, candidate.matched_blocks);
+        let told_blocks = self.directory.as_ref().and_then(|it| it.told_blocks(request, instance));
+        let told = told_blocks.map(|blocks| TokenCount(self.reusable_tokens(request, blocks)));
         let receipt = self.config.receipts.then(|| self.receipt(now, request, decision));
 
         self.decisions += 1;
@@ -424,8 +459,19 @@ impl Router {
             instance,
             reason,
             predicted_cached_tokens: self.directory.is_some().then_some(TokenCount(predicted)),
+            told_cached_tokens: told,
             receipt,
         }
+    }
+
+    /// Prompt tokens that so many cached leading blocks spare the engine, which computes the last token at least (R24)
+    /// and so never finds the whole prompt cached.
+    fn reusable_tokens(&self, request: &RequestView<'_>, blocks: u32) -> u32 {
+        let block_tokens = match request.block_names {
+            BlockNames::Engine => self.config.block_size.get(),
+            BlockNames::Text => self.config.text_block_size.get(),
+        };
+        blocks.min(request.prompt_tokens.0.saturating_sub(1) / block_tokens) * block_tokens
     }
 
     fn receipt(
@@ -440,6 +486,7 @@ impl Router {
             eligible: candidate.eligible,
             score: scores.iter().find(|(id, _)| *id == candidate.id).map(|&(_, score)| score),
             matched_blocks: candidate.matched_blocks,
+            matched_by: self.matched_by(request, candidate.id),
             in_flight: candidate.in_flight,
             waiting: candidate.load.map(|load| load.waiting),
             running: candidate.load.map(|load| load.running),
@@ -455,6 +502,11 @@ impl Router {
             index_age: updated.map(|updated| now.since(updated)),
             candidates: candidates.collect(),
         }
+    }
+
+    /// From what is known which of a request's blocks an instance holds; `None` without a directory.
+    pub fn matched_by(&self, request: &RequestView<'_>, id: InstanceId) -> Option<DirectorySource> {
+        self.directory.as_ref().map(|directory| directory.source_for(request, id))
     }
 
     /// Brings `unseen_in_flight` up to date and tells the policy.

@@ -6,9 +6,12 @@ use std::collections::VecDeque;
 use std::sync::mpsc;
 
 use kvroute_policy::{
-    Candidate, Decision, Event, Needs, Policy, PolicyConfig, Reason, RequestView, Scores,
+    BlockNames, Candidate, Decision, Event, Needs, Policy, PolicyConfig, Reason, RequestView,
+    Scores,
 };
-use kvroute_types::{BlockHash, InstanceId, LoadSnapshot, RequestId, Timestamp, TokenCount};
+use kvroute_types::{
+    BlockHash, BlockSize, InstanceId, LoadSnapshot, RequestId, Timestamp, TokenCount,
+};
 use proptest::prelude::*;
 
 use crate::{CacheNews, DirectorySource, Refresh, Routed, Router, RouterConfig, SignalConfig};
@@ -39,6 +42,7 @@ fn view(id: u32, blocks: &[BlockHash]) -> RequestView<'_> {
         session_key: blocks.first().map(|hash| hash.0),
         prefix_key: blocks.first().map(|hash| hash.0),
         prompt_blocks: blocks,
+        block_names: BlockNames::Engine,
         prompt_tokens: TokenCount(u32::try_from(blocks.len()).unwrap() * 16 + 5),
         max_output_tokens: None,
         priority: 0,
@@ -99,6 +103,100 @@ fn what_instances_tell_comes_late_through_a_stale_signal() {
     let predicted = [1.25, 1.5, 2.25, 2.5]
         .map(|now| route(&mut router, at(now), 0, &blocks).predicted_cached_tokens.unwrap().0);
     assert_eq!(predicted, [0, 160, 160, 0]);
+}
+
+#[test]
+fn an_instance_that_is_not_believed_is_judged_by_what_was_routed_there() {
+    let config = RouterConfig { directory: DirectorySource::Events, ..RouterConfig::default() };
+    let mut router = router("load-cache", config);
+    let blocks = prompt(1, 10);
+    let both = |router: &mut Router, s| {
+        let Routed { ticket, instance, predicted_cached_tokens, told_cached_tokens, .. } =
+            route(router, at(s), 0, &blocks);
+        router.end(ticket);
+        (instance, predicted_cached_tokens.unwrap().0, told_cached_tokens.unwrap().0)
+    };
+    router.observe_cache(at(0.0), B, stored(&blocks[..6]));
+    assert_eq!(both(&mut router, 1.0), (B, 96, 96));
+    router.set_believed(B, false);
+    let (first, predicted, _) = both(&mut router, 2.0);
+    assert_eq!(
+        (first, predicted),
+        (A, 0),
+        "nothing is known of B now, and A was chosen least recently"
+    );
+    router.set_believed(A, false);
+    assert_eq!(both(&mut router, 3.0).1, 0, "what was routed while it was believed was not kept");
+    let (followed, predicted, told) = both(&mut router, 4.0);
+    assert_eq!((predicted, told), (160, if followed == B { 96 } else { 0 }));
+    router.set_believed(A, true);
+    router.set_believed(B, true);
+    assert_eq!(both(&mut router, 5.0), (B, 96, 96));
+}
+
+#[test]
+fn text_is_not_looked_up_among_what_instances_tell() {
+    let (directory, text_block_size) = (DirectorySource::Events, BlockSize::new(8).unwrap());
+    let config = RouterConfig { text_block_size, directory, ..RouterConfig::default() };
+    let mut router = router("load-cache", config);
+    let blocks = prompt(1, 10);
+    router.observe_cache(at(0.0), B, stored(&blocks));
+    let text = RequestView { block_names: BlockNames::Text, ..view(0, &blocks) };
+    let first = router.route(at(1.0), &text).unwrap();
+    assert_eq!((first.predicted_cached_tokens.unwrap().0, first.told_cached_tokens), (0, None));
+    let second = router.route(at(2.0), &text).unwrap();
+    assert_eq!(
+        second.predicted_cached_tokens.unwrap().0,
+        80,
+        "by what was routed, in its own size"
+    );
+    for ticket in [first.ticket, second.ticket] {
+        router.end(ticket);
+    }
+}
+
+#[test]
+fn a_loss_takes_what_was_told_and_a_reset_all() {
+    let config = RouterConfig { directory: DirectorySource::Events, ..RouterConfig::default() };
+    let mut router = router("load-cache", config);
+    let (told, sent) = (prompt(1, 10), prompt(2, 10));
+    let predicted = |router: &mut Router, now, blocks: &[BlockHash], block_names| {
+        let view = RequestView { block_names, ..view(0, blocks) };
+        let Routed { ticket, predicted_cached_tokens, .. } = router.route(at(now), &view).unwrap();
+        router.end(ticket);
+        predicted_cached_tokens.unwrap().0
+    };
+    router.observe_cache(at(0.0), A, stored(&told));
+    let text = BlockNames::Text;
+    assert_eq!(predicted(&mut router, 1.0, &sent, text), 0);
+    for id in [A, B] {
+        router.observe_cache(at(2.0), id, CacheNews::Lost);
+    }
+    assert_eq!(predicted(&mut router, 3.0, &told, BlockNames::Engine), 0);
+    assert_eq!(predicted(&mut router, 4.0, &sent, text), 160, "it may well be there");
+    for id in [A, B] {
+        router.observe_cache(at(5.0), id, CacheNews::Cleared);
+    }
+    assert_eq!(predicted(&mut router, 6.0, &sent, text), 0);
+}
+
+#[test]
+fn what_was_told_outlives_the_router() {
+    let config = RouterConfig { directory: DirectorySource::Events, ..RouterConfig::default() };
+    let mut first = router("load-cache", config.clone());
+    let blocks = prompt(1, 10);
+    first.observe_cache(at(0.0), B, stored(&blocks));
+    let mut snapshot = Vec::new();
+    first.snapshot(at(7.0), &mut snapshot).unwrap();
+    let mut second = router("load-cache", config);
+    let damaged = second.restore(&snapshot[..snapshot.len() - 1]).unwrap_err();
+    assert!(damaged.to_string().contains("ends in the middle"), "{damaged}");
+    assert_eq!(second.told().unwrap().len_blocks(B), 0);
+    second.restore(&snapshot[..]).unwrap();
+    assert_eq!(second.told().unwrap().len_blocks(B), 10);
+    let routed = route(&mut second, at(1.0), 0, &blocks);
+    assert_eq!((routed.instance, routed.predicted_cached_tokens.unwrap().0), (B, 160));
+    second.end(routed.ticket);
 }
 
 #[test]

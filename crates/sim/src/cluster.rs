@@ -6,7 +6,7 @@ use std::collections::{BinaryHeap, VecDeque};
 use kvroute_engine::{
     CacheEvent, Counters, Engine, EngineConfig, EngineOutput, EngineRequest, Finished, Gauges,
 };
-use kvroute_policy::RequestView;
+use kvroute_policy::{BlockNames, RequestView};
 use kvroute_router::{CacheNews, Refresh, Router, Ticket};
 use kvroute_types::{
     BlockHash, BlockKey, InstanceId, LoadSnapshot, Outcome, RequestId, RequestRecord, Timestamp,
@@ -348,6 +348,7 @@ impl<'a> Cluster<'a> {
             session_key: Some(request.session_key),
             prefix_key: Some(request.prefix_key),
             prompt_blocks: &self.hashes,
+            block_names: BlockNames::Engine,
             prompt_tokens: request.prompt_tokens,
             max_output_tokens: Some(request.output_tokens),
             priority: request.priority,

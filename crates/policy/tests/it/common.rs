@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use kvroute_policy::{
-    Candidate, Decision, Event, LoadSignal, Policy, PolicyConfig, RequestView, Scores,
+    BlockNames, Candidate, Decision, Event, LoadSignal, Policy, PolicyConfig, RequestView, Scores,
 };
 use kvroute_types::{BlockHash, InstanceId, LoadSnapshot, RequestId, Timestamp, TokenCount};
 use proptest::prelude::*;
@@ -60,6 +60,7 @@ pub(crate) fn any_request() -> impl Strategy<Value = RequestView<'static>> {
         session_key,
         prefix_key,
         prompt_blocks: if long { &BLOCKS } else { &[] },
+        block_names: BlockNames::Engine,
         prompt_tokens: TokenCount(128),
         max_output_tokens: None,
         priority: 0,

@@ -1,6 +1,6 @@
 //! Laws that every policy keeps.
 
-use kvroute_policy::{Candidate, Decision, RequestView, Scores};
+use kvroute_policy::{BlockNames, Candidate, Decision, RequestView, Scores};
 use kvroute_types::{InstanceId, Timestamp};
 use proptest::prelude::*;
 
@@ -141,6 +141,7 @@ fn only_p2c_hangs_on_the_seed() {
         session_key: None,
         prefix_key: Some(3),
         prompt_blocks: &[],
+        block_names: BlockNames::Engine,
         prompt_tokens: kvroute_types::TokenCount(1),
         max_output_tokens: None,
         priority: 0,

@@ -1,6 +1,6 @@
 //! Where one policy's parameters make it another one.
 
-use kvroute_policy::{Candidate, Reason, RequestView};
+use kvroute_policy::{BlockNames, Candidate, Reason, RequestView};
 use kvroute_types::{InstanceId, RequestId, TokenCount};
 use proptest::prelude::*;
 
@@ -54,6 +54,7 @@ fn with_all_weight_on_paper_affinity_one_prefix_collapses_onto_one_instance() {
         session_key: None,
         prefix_key: Some(1),
         prompt_blocks: &BLOCKS,
+        block_names: BlockNames::Engine,
         prompt_tokens: TokenCount(128),
         max_output_tokens: None,
         priority: 0,
