@@ -73,6 +73,10 @@ pub(crate) struct MockArgs {
     #[arg(long, value_name = "ALGO", default_value = "sha256", requires = "kv_events")]
     prefix_caching_hash_algo: HashAlgo,
 
+    /// From what the hashes of blocks begin in KV events, as by `PYTHONHASHSEED`; unset by default.
+    #[arg(long, value_name = "SEED", requires = "kv_events")]
+    pythonhashseed: Option<String>,
+
     /// Answer at once with N token events, without an engine: a plain upstream for measuring what is in front of it.
     #[arg(long, value_name = "N")]
     zero_delay: Option<u32>,
@@ -143,6 +147,7 @@ fn config(args: &MockArgs) -> Result<MockConfig, Failure> {
             port: args.kv_events_port,
             topic: args.kv_events_topic.clone(),
             hash_algo: args.prefix_caching_hash_algo,
+            pythonhashseed: args.pythonhashseed.clone(),
             ..KvEventsConfig::default()
         }),
         zero_delay: args.zero_delay.map(|events| ZeroDelay { events }),

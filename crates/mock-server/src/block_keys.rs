@@ -116,6 +116,11 @@ impl BlockKeys {
         self.table.len()
     }
 
+    /// Number of blocks in the engine's cache, copies of one counted once.
+    pub(crate) fn cached(&self) -> usize {
+        self.entries.iter().filter(|entry| entry.cached > 0).count()
+    }
+
     fn find_or_insert(
         &mut self,
         parent: Option<BlockKey>,

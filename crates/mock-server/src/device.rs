@@ -89,6 +89,8 @@ pub(crate) struct Snapshot {
     pub(crate) samples: Samples,
     /// Block identities remembered.
     pub(crate) block_keys: usize,
+    /// Distinct blocks in the prefix cache.
+    pub(crate) cached_blocks: usize,
 }
 
 /// All engines of one device.
@@ -349,6 +351,7 @@ impl Hosted {
             counters: *self.engine.counters(),
             samples: self.samples.clone(),
             block_keys: self.keys.len(),
+            cached_blocks: self.keys.cached(),
         }
     }
 

@@ -35,6 +35,14 @@ pub struct Faults {
     pub metrics: MetricsFault,
     /// Status of `GET /health`; `None` is the truth.
     pub health_status: Option<u16>,
+    /// Fraction of batches of KV events that never get a number, so that nobody can miss them, `0.0..=1.0`, drawn from
+    /// their order.
+    pub kv_events_untold: f64,
+    /// Fraction of batches of KV events that are not sent when they are due, as from a full socket; a replay has them.
+    pub kv_events_dropped: f64,
+    /// Every prompt is salted with this, as by something between the gateway and vLLM that keeps tenants apart; a salt
+    /// of the request's own goes first.
+    pub cache_salt: Option<String>,
 }
 
 /// What is wrong with the metrics page.
@@ -62,8 +70,10 @@ pub enum MetricsFault {
 #[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
 pub enum InvalidFaults {
     /// No fraction.
-    #[error("error_rate is {value}; it is a fraction of requests, 0.0 to 1.0")]
-    ErrorRate {
+    #[error("{key} is {value}; it is a fraction, 0.0 to 1.0")]
+    Fraction {
+        /// The setting.
+        key: &'static str,
         /// What was given.
         value: f64,
     },
@@ -83,8 +93,14 @@ impl Faults {
     /// # Errors
     /// [`InvalidFaults`] names the setting.
     pub fn validate(&self) -> Result<(), InvalidFaults> {
-        if !(0.0..=1.0).contains(&self.error_rate) {
-            return Err(InvalidFaults::ErrorRate { value: self.error_rate });
+        let fractions = [
+            ("error_rate", self.error_rate),
+            ("kv_events_untold", self.kv_events_untold),
+            ("kv_events_dropped", self.kv_events_dropped),
+        ];
+        if let Some((key, value)) = fractions.into_iter().find(|(_, it)| !(0.0..=1.0).contains(it))
+        {
+            return Err(InvalidFaults::Fraction { key, value });
         }
         let statuses = [("error_status", self.error_status), ("health_status", self.health_status)];
         for (key, value) in statuses {

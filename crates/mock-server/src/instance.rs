@@ -65,6 +65,9 @@ impl Instance {
         let model_hash =
             config.models[0].bytes().fold(0, |hash, byte| mix64(hash ^ u64::from(byte)));
         let system_fingerprint = format!("vllm-0.32.0-{:08x}", model_hash >> 32);
+        if let Some(events) = &events {
+            events.losses.set(&config.faults);
+        }
         Self {
             zero: config.zero_delay.map(|zero| ZeroAnswers::new(config, zero, &system_fingerprint)),
             config: Arc::clone(config),
@@ -88,6 +91,9 @@ impl Instance {
     }
 
     pub(crate) fn set_faults(&self, faults: Faults) {
+        if let Some(events) = &self.events {
+            events.losses.set(&faults);
+        }
         *self.faults.lock().unwrap_or_else(PoisonError::into_inner) = faults;
     }
 
@@ -214,7 +220,7 @@ impl Instance {
                     max_tokens: prompt.rules.max_tokens,
                     stop_after: answer.stops.then(|| answer.len()),
                     priority: call.priority,
-                    salt: call.salt.clone(),
+                    salt: call.salt.clone().or_else(|| faults.cache_salt.as_deref().map(Arc::from)),
                 }
             })
             .collect();

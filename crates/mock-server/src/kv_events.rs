@@ -4,12 +4,13 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use kvroute_engine::CacheEvent;
-use kvroute_types::{BlockKey, BlockSize};
+use kvroute_types::{BlockKey, BlockSize, mix64};
 use kvroute_vllm_wire::{
     BlockDigest, BlockHasher, BlockRemoved, BlockStored, EventBatch, EventExtraKey, ExternalHash,
     ExtraKeys, HashAlgo, KvEvent, ReplayForm, medium, none_hash, parse_replay_request,
@@ -20,7 +21,9 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use zeromq::{PubSocket, RouterSocket, Socket, SocketRecv, SocketSend, ZmqMessage};
 
+use crate::answer::unit;
 use crate::block_keys::BlockKeys;
+use crate::faults::Faults;
 use crate::instance::unix_time_s;
 
 /// vLLM's default, and the capacity of the PUB socket's queues here.
@@ -41,6 +44,8 @@ pub struct KvEventsConfig {
     pub topic: String,
     /// vLLM's `--prefix-caching-hash-algo`: which hashes name the blocks.
     pub hash_algo: HashAlgo,
+    /// The servers' `PYTHONHASHSEED`, from which hashes begin; `None` if it is not set.
+    pub pythonhashseed: Option<String>,
     /// vLLM's `VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES`: hashes as numbers of 64 bits, not as all their bytes.
     pub int_block_hashes: bool,
     /// Batches kept for replay.
@@ -54,6 +59,7 @@ impl Default for KvEventsConfig {
             port: 0,
             topic: String::new(),
             hash_algo: HashAlgo::default(),
+            pythonhashseed: None,
             int_block_hashes: true,
             buffer_steps: 10_000,
         }
@@ -61,11 +67,11 @@ impl Default for KvEventsConfig {
 }
 
 impl KvEventsConfig {
-    /// A hasher for the engine's blocks. `PYTHONHASHSEED` is not set, as it were.
+    /// A hasher for the engine's blocks.
     pub(crate) fn hasher(&self, block_size: BlockSize) -> BlockHasher {
         let block_size = NonZeroUsize::try_from(block_size.get() as usize).ok();
         let block_size = block_size.expect("a block size is at least 1");
-        let root = none_hash(self.hash_algo, None);
+        let root = none_hash(self.hash_algo, self.pythonhashseed.as_deref());
         BlockHasher::new(self.hash_algo, root, block_size, ExtraKeys::default())
     }
 }
@@ -96,12 +102,40 @@ struct Source<'a> {
 type Numbered = (u64, Bytes);
 type Buffer = Arc<Mutex<VecDeque<Numbered>>>;
 
+/// Which batches get lost, and how.
+#[derive(Debug, Default)]
+pub(crate) struct Losses {
+    /// Fractions, as bits.
+    untold: AtomicU64,
+    dropped: AtomicU64,
+}
+
+impl Losses {
+    pub(crate) fn set(&self, faults: &Faults) {
+        self.untold.store(faults.kv_events_untold.to_bits(), Ordering::Relaxed);
+        self.dropped.store(faults.kv_events_dropped.to_bits(), Ordering::Relaxed);
+    }
+
+    fn draw(fraction: &AtomicU64, order: u64) -> bool {
+        unit(mix64(order)) < f64::from_bits(fraction.load(Ordering::Relaxed))
+    }
+}
+
+/// A batch on its way out.
+#[derive(Debug)]
+struct Outgoing {
+    seq: u64,
+    payload: Bytes,
+    is_dropped: bool,
+}
+
 /// The sockets of one instance, served by two tasks until this is dropped.
 #[derive(Debug)]
 pub(crate) struct PublisherTasks {
     pub(crate) address: KvEventsAddress,
     /// The body of `GET /kv_event_sources`.
     pub(crate) sources: String,
+    pub(crate) losses: Arc<Losses>,
     tasks: [JoinHandle<()>; 2],
 }
 
@@ -121,9 +155,12 @@ impl Drop for PublisherTasks {
 /// An engine's end of its publisher.
 #[derive(Debug)]
 pub(crate) struct Publisher {
-    batches: mpsc::Sender<Numbered>,
+    batches: mpsc::Sender<Outgoing>,
     /// Number of the next batch.
     next: u64,
+    /// Batches so far, with a number or without.
+    made: u64,
+    losses: Arc<Losses>,
     int_block_hashes: bool,
 }
 
@@ -156,8 +193,16 @@ pub(crate) async fn start(
         topic: &config.topic,
     };
     let sources = format!(r#"{{"0":{}}}"#, crate::reply::json(&source));
-    let publisher = Publisher { batches, next: 0, int_block_hashes: config.int_block_hashes };
-    Ok((publisher, PublisherTasks { address: KvEventsAddress { events, replay }, sources, tasks }))
+    let losses = Arc::<Losses>::default();
+    let publisher = Publisher {
+        batches,
+        next: 0,
+        made: 0,
+        losses: Arc::clone(&losses),
+        int_block_hashes: config.int_block_hashes,
+    };
+    let address = KvEventsAddress { events, replay };
+    Ok((publisher, PublisherTasks { address, sources, losses, tasks }))
 }
 
 async fn bind(socket: &mut impl Socket, address: SocketAddr) -> io::Result<SocketAddr> {
@@ -170,6 +215,10 @@ async fn bind(socket: &mut impl Socket, address: SocketAddr) -> io::Result<Socke
 impl Publisher {
     /// Publishes what one step changed; `keys` must not have taken the changes in yet.
     pub(crate) fn publish(&mut self, events: &[CacheEvent], keys: &BlockKeys) {
+        self.made += 1;
+        if Losses::draw(&self.losses.untold, 2 * self.made) {
+            return;
+        }
         let wire = events.iter().map(|event| match event {
             CacheEvent::Stored { keys: stored, parent } => {
                 KvEvent::BlockStored(self.stored(stored, *parent, keys))
@@ -187,7 +236,9 @@ impl Publisher {
         let mut payload = Vec::new();
         batch.encode(&mut payload);
         // A batch that finds the queue full is a gap in the numbers, as on a PUB socket.
-        match self.batches.try_send((self.next, payload.into())) {
+        let is_dropped = Losses::draw(&self.losses.dropped, 2 * self.made + 1);
+        let batch = Outgoing { seq: self.next, payload: payload.into(), is_dropped };
+        match self.batches.try_send(batch) {
             Ok(()) => {}
             Err(mpsc::error::TrySendError::Full(_)) => tracing::warn!("a KV-event batch is lost"),
             // The engine is dead.
@@ -228,11 +279,11 @@ impl Publisher {
 /// Sends each batch to whoever listens, and keeps it.
 async fn publish(
     mut socket: PubSocket,
-    mut queue: mpsc::Receiver<Numbered>,
+    mut queue: mpsc::Receiver<Outgoing>,
     buffer: Buffer,
     config: KvEventsConfig,
 ) {
-    while let Some((seq, payload)) = queue.recv().await {
+    while let Some(Outgoing { seq, payload, is_dropped }) = queue.recv().await {
         let message = message(publish_frames(&config.topic, seq, &payload));
         {
             let mut buffer = buffer.lock().unwrap_or_else(PoisonError::into_inner);
@@ -240,6 +291,9 @@ async fn publish(
             if buffer.len() > config.buffer_steps {
                 buffer.pop_front();
             }
+        }
+        if is_dropped {
+            continue;
         }
         if let Err(error) = socket.send(message).await {
             tracing::warn!(%error, "cannot publish a KV-event batch");

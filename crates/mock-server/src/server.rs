@@ -483,6 +483,7 @@ async fn state(instance: &Instance) -> Response<MockBody> {
         "kv_cache_usage": snapshot.gauges.kv_cache_usage,
         "aborted": snapshot.counters.aborted,
         "block_keys": snapshot.block_keys,
+        "cached_blocks": snapshot.cached_blocks,
     });
     json_response(StatusCode::OK, json(&state))
 }
