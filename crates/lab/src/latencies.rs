@@ -6,6 +6,7 @@
 //! ttft = first token - arrival      e2e = last token - arrival
 //! tpot = (last token - first token) / (output tokens - 1)      undefined for one token or none
 //! relative error = simulated / measured - 1
+//! hit rate = sum of cached prompt tokens / sum of prompt tokens
 //! ```
 
 use std::collections::BTreeMap;
@@ -37,6 +38,8 @@ struct RequestTimes {
     first_token_ms: f64,
     last_token_ms: f64,
     output_tokens: u32,
+    /// Prompt tokens and those of them that were cached, where that was measured.
+    prompt_and_cached: Option<(u32, u32)>,
 }
 
 /// Why measured requests cannot be read.
@@ -130,6 +133,10 @@ struct Record {
     first_token: Option<Timestamp>,
     end: Timestamp,
     output_tokens: u32,
+    #[serde(default)]
+    prompt_tokens: Option<u32>,
+    #[serde(default)]
+    cached_tokens: Option<u32>,
 }
 
 impl Latencies {
@@ -145,6 +152,9 @@ impl Latencies {
                     first_token_ms: ms(first_token),
                     last_token_ms: ms(record.end),
                     output_tokens: record.output_tokens.0,
+                    prompt_and_cached: record
+                        .cached_tokens
+                        .map(|cached| (record.prompt_tokens.0, cached.0)),
                 }),
             );
         }
@@ -251,6 +261,17 @@ impl Latencies {
         self.requests.values().map(|times| times.last_token_ms - times.arrival_ms).collect()
     }
 
+    /// Share of the prompt tokens that were found in a cache; `None` unless it is known of every request.
+    pub fn hit_rate(&self) -> Option<f64> {
+        let (mut prompts, mut cached) = (0, 0);
+        for times in self.requests.values() {
+            let (prompt_tokens, cached_tokens) = times.prompt_and_cached?;
+            prompts += u64::from(prompt_tokens);
+            cached += u64::from(cached_tokens);
+        }
+        (prompts > 0).then(|| cached as f64 / prompts as f64)
+    }
+
     /// From the first arrival to the last token, s; `None` without requests.
     pub fn duration_s(&self) -> Option<f64> {
         let first = self.requests.values().map(|times| times.arrival_ms).reduce(f64::min)?;
@@ -272,6 +293,7 @@ impl EngineStamps {
             first_token_ms: self.first_token_ts? * MS_PER_S,
             last_token_ms: self.last_token_ts? * MS_PER_S,
             output_tokens: self.output_toks,
+            prompt_and_cached: None,
         })
     }
 }
@@ -284,6 +306,7 @@ impl Record {
             first_token_ms: ms(first_token),
             last_token_ms: ms(self.end),
             output_tokens: self.output_tokens,
+            prompt_and_cached: self.prompt_tokens.zip(self.cached_tokens),
         })
     }
 }
@@ -307,6 +330,19 @@ pub struct LatencyComparison {
     pub tpot_ms: FigureComparison,
     /// From arrival to last token.
     pub e2e_ms: FigureComparison,
+    /// Share of the prompt tokens that were cached, `0.0..=1.0`.
+    pub hit_rate: HitRates,
+}
+
+/// The hit rates of both runs; `None` where one was not measured.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct HitRates {
+    /// Of the measured run.
+    pub measured: Option<f64>,
+    /// Of the simulated run.
+    pub simulated: Option<f64>,
+    /// Simulated less measured.
+    pub difference: Option<f64>,
 }
 
 /// The figures of one latency, ms.
@@ -343,12 +379,20 @@ impl LatencyComparison {
             ttft_ms: FigureComparison::new(measured.ttft_ms(), simulated.ttft_ms()),
             tpot_ms: FigureComparison::new(measured.tpot_ms(), simulated.tpot_ms()),
             e2e_ms: FigureComparison::new(measured.e2e_ms(), simulated.e2e_ms()),
+            hit_rate: HitRates::new(measured.hit_rate(), simulated.hit_rate()),
         }
     }
 
     /// Each latency with its name in JSON.
     pub const fn latencies(&self) -> [(&'static str, &FigureComparison); 3] {
         [("ttft_ms", &self.ttft_ms), ("tpot_ms", &self.tpot_ms), ("e2e_ms", &self.e2e_ms)]
+    }
+}
+
+impl HitRates {
+    fn new(measured: Option<f64>, simulated: Option<f64>) -> Self {
+        let difference = measured.zip(simulated).map(|(measured, simulated)| simulated - measured);
+        Self { measured, simulated, difference }
     }
 }
 
@@ -408,6 +452,7 @@ mod tests {
         close(&run.tpot_ms(), &[200.0]);
         close(&run.e2e_ms(), &[250.0, 1400.0]);
         close(&[run.duration_s().unwrap()], &[1.9]);
+        assert_eq!(run.hit_rate(), None, "not among the stamps");
     }
 
     #[test]
@@ -425,7 +470,7 @@ mod tests {
             first_token: Some(Timestamp::from_nanos(3_000_000)),
             end: Timestamp::from_nanos(9_000_000),
             prompt_tokens: TokenCount(5),
-            cached_tokens: None,
+            cached_tokens: Some(TokenCount(2)),
             predicted_cached_tokens: None,
             output_tokens: TokenCount(4),
             preemptions: 0,
@@ -437,6 +482,9 @@ mod tests {
         assert_eq!((read.len(), read.failed(), read.last_id()), (1, 1, Some(RequestId(0))));
         close(&read.ttft_ms(), &[2.0]);
         close(&read.tpot_ms(), &[2.0]);
+        close(&[read.hit_rate().unwrap()], &[0.4]);
+        let compared = LatencyComparison::new(&read, &read);
+        assert_eq!(compared.hit_rate.difference, Some(0.0));
     }
 
     #[test]

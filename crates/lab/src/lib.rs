@@ -21,7 +21,9 @@ mod report;
 mod run_result;
 mod table;
 
-pub use latencies::{Compared, FigureComparison, Latencies, LatencyComparison, MeasuredError};
+pub use latencies::{
+    Compared, FigureComparison, HitRates, Latencies, LatencyComparison, MeasuredError,
+};
 pub use manifest::{InputFile, Machine, Manifest, ReadInputError};
 pub use measurements::{
     InstanceMeasurements, Measurements, Mode, Preemptions, Slo, WarmUp, mean_in_flight,
