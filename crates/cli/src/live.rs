@@ -9,6 +9,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use kvroute_gateway::{Gateway, GatewayConfig, InstanceConfig, prefix_key_of_ids, session_key};
 use kvroute_load::{InstanceTarget, LoadConfig, LoadOutcome, PromptForm, Target};
 use kvroute_policy::PolicyConfig;
+use kvroute_router::DirectorySource;
+use kvroute_types::BlockSize;
 use kvroute_workload::{TokenStream, Workload};
 
 use crate::failure::Failure;
@@ -21,8 +23,11 @@ pub(crate) struct LiveRun<'a> {
     pub(crate) policy: PolicyConfig,
     /// Seconds between two load readings of the embedded gateway.
     pub(crate) load_refresh_s: f64,
-    /// Blocks that the embedded gateway takes an instance to hold.
+    /// From what the embedded gateway knows what an instance holds.
+    pub(crate) directory: DirectorySource,
+    /// Blocks of an instance, and tokens in each.
     pub(crate) kv_blocks: u32,
+    pub(crate) block_size: BlockSize,
     /// Model to ask for; an instance's only one if `None`.
     pub(crate) model: Option<String>,
     /// Prompts are token ids below this.
@@ -40,6 +45,9 @@ impl LiveRun<'_> {
         if self.instances.len() > 1 {
             let started = Gateway::start(self.gateway_config()).map_err(Failure::usage)?;
             wait_until_ready(&started).await?;
+            if self.directory == DirectorySource::Events {
+                wait_until_believed(&started, self.instances.len()).await?;
+            }
             config.target = target(&format!("http://{}", started.addr()))?;
             gateway = Some(started);
         }
@@ -105,6 +113,8 @@ impl LiveRun<'_> {
             ..GatewayConfig::default()
         };
         config.index.capacity_blocks = Some(self.kv_blocks);
+        config.kv_events.enabled = self.directory == DirectorySource::Events;
+        config.kv_events.block_size = self.block_size.get();
         config.load.refresh_s = Some(self.load_refresh_s);
         config.timeouts.lame_duck_s = 0.001;
         config
@@ -130,10 +140,20 @@ pub(crate) fn as_routed(workload: Workload, stream: &TokenStream) -> Workload {
 
 /// Waits until a gateway knows of a healthy instance.
 pub(crate) async fn wait_until_ready(gateway: &Gateway) -> Result<(), Failure> {
+    wait_until(|| gateway.is_ready(), "the gateway found no healthy instance within 5 s").await
+}
+
+/// Waits until a gateway routes by what all instances tell of their caches.
+async fn wait_until_believed(gateway: &Gateway, instances: usize) -> Result<(), Failure> {
+    let complaint = "the gateway did not hear all instances' KV events within 5 s; start vLLM with --kv-events-config";
+    wait_until(|| gateway.believed_instances() == instances, complaint).await
+}
+
+async fn wait_until(is_so: impl Fn() -> bool, complaint: &'static str) -> Result<(), Failure> {
     let begun = Instant::now();
-    while !gateway.is_ready() {
+    while !is_so() {
         if begun.elapsed() > Duration::from_secs(5) {
-            return Err(Failure::Run(anyhow!("the gateway found no healthy instance within 5 s")));
+            return Err(Failure::Run(anyhow!(complaint)));
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow};
 use clap::Args;
 use kvroute_gateway::{Gateway, GatewayConfig, InstanceConfig};
+use kvroute_vllm_wire::HashAlgo;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::failure::Failure;
@@ -40,6 +41,28 @@ pub(crate) struct ServeArgs {
     /// object a line. `kvroute replay` reads it.
     #[arg(long, value_name = "FILE")]
     decision_log: Option<PathBuf>,
+
+    /// Route by what the instances hold by their own account: vLLM's KV events. Each instance is asked where it publishes
+    /// (`GET /kv_event_sources`) unless the configuration file names it.
+    #[arg(long)]
+    kv_events: bool,
+
+    /// Directory of the instances' model, with tokenizer.json and its chat template: prompts of text can then be looked up
+    /// in what the instances tell (prompts of token ids need no tokenizer).
+    #[arg(long, value_name = "DIR")]
+    tokenizer: Option<PathBuf>,
+
+    /// Tokens per KV block: the instances' --block-size [default: 16].
+    #[arg(long, value_name = "TOKENS")]
+    block_size: Option<u32>,
+
+    /// The instances' --prefix-caching-hash-algo: `sha256` or `sha256_cbor` [default: sha256].
+    #[arg(long, value_name = "NAME")]
+    prefix_caching_hash_algo: Option<HashAlgo>,
+
+    /// File that keeps what the instances have told over a restart of the gateway.
+    #[arg(long, value_name = "FILE")]
+    index_snapshot: Option<PathBuf>,
 
     /// Print the configuration in effect and exit.
     #[arg(long)]
@@ -110,6 +133,30 @@ fn config(args: &ServeArgs) -> Result<GatewayConfig, Failure> {
         // What OpenTelemetry's own settings say; the configuration file goes first.
         let endpoint = std::env::var("OTEL_EXPORTER_OTLP_ENDPOINT").ok();
         config.tracing.otlp_endpoint = endpoint.filter(|endpoint| !endpoint.is_empty());
+    }
+    config.kv_events.enabled |= args.kv_events;
+    if let Some(tokenizer) = &args.tokenizer {
+        config.prompt.tokenizer = Some(tokenizer.clone());
+    }
+    if let Some(block_size) = args.block_size {
+        config.kv_events.block_size = block_size;
+    }
+    if let Some(algo) = args.prefix_caching_hash_algo {
+        config.kv_events.hash_algo = algo;
+    }
+    if let Some(snapshot) = &args.index_snapshot {
+        config.kv_events.snapshot = Some(snapshot.clone());
+    }
+    let is_for_nothing = [
+        ("--tokenizer", args.tokenizer.is_some()),
+        ("--block-size", args.block_size.is_some()),
+        ("--prefix-caching-hash-algo", args.prefix_caching_hash_algo.is_some()),
+        ("--index-snapshot", args.index_snapshot.is_some()),
+    ];
+    if let Some((flag, _)) = is_for_nothing.into_iter().find(|(_, is_given)| *is_given)
+        && !config.kv_events.enabled
+    {
+        return Err(Failure::Usage(anyhow!("{flag} does nothing without --kv-events; add that")));
     }
     if let Some(log) = &args.decision_log {
         config.receipts.log = Some(log.clone());

@@ -189,7 +189,9 @@ fn live_run<'a>(args: &'a ValidateArgs, config: &SimConfig, started: SystemTime)
         instances: &args.reference.live,
         policy: config.policy,
         load_refresh_s: LOAD_REFRESH_S,
+        directory: config.router.directory,
         kv_blocks: config.engine.kv_blocks,
+        block_size: config.engine.block_size,
         model: args.model.clone(),
         vocabulary: args.vocabulary,
         // Another each time, or the instances' caches would hold the answers of the last run.
@@ -252,7 +254,17 @@ fn rows(comparison: &LatencyComparison) -> Vec<Vec<String>> {
             ]
         })
     };
-    comparison.latencies().into_iter().flat_map(of_latency).collect()
+    let hit_rates = comparison.hit_rate;
+    let percent = |rate: Option<f64>| number(rate.map(|rate| 100.0 * rate));
+    let points = hit_rates.difference.map(|difference| 100.0 * difference);
+    let hit_rate = vec![
+        "hit_rate".to_owned(),
+        "%".to_owned(),
+        percent(hit_rates.measured),
+        percent(hit_rates.simulated),
+        points.map_or_else(|| "-".to_owned(), |points| format!("{points:+.2} points")),
+    ];
+    comparison.latencies().into_iter().flat_map(of_latency).chain([hit_rate]).collect()
 }
 
 /// A trace's name is its file's; the rest is in the manifest.

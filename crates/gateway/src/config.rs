@@ -1,21 +1,31 @@
 //! Settings of the gateway.
 
+mod kv_events;
+
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use kvroute_index_audit::InvalidAudit;
+use kvroute_kv_events::{InvalidEndpoint, SourceConfig};
 use kvroute_policy::{InvalidPolicy, LoadCacheConfig, PolicyConfig};
+use kvroute_prompt_tokens::ContentFormat;
 use kvroute_router::{DirectorySource, InvalidSignal, Refresh, RouterConfig, SignalConfig};
 use kvroute_types::BlockSize;
 use serde::{Deserialize, Serialize};
 
 use crate::instance::{InvalidUrl, Target};
 
+pub use kv_events::{InstanceEvents, KvEventsConfig};
+
 /// Bytes of text that are taken for one token, and bytes in which a token id is hashed.
 ///
 /// Four is the usual rule of thumb for English text and byte-pair vocabularies.
 pub(crate) const BYTES_PER_TOKEN: u32 = 4;
+
+/// Least budget of an index of what instances tell.
+const EVENTS_BUDGET_BYTES_MIN: usize = 1 << 20;
 
 /// Settings of the gateway.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -37,6 +47,8 @@ pub struct GatewayConfig {
     pub prompt: PromptConfig,
     /// The cache directory.
     pub index: IndexConfig,
+    /// What instances tell of their caches.
+    pub kv_events: KvEventsConfig,
     /// Load readings.
     pub load: LoadConfig,
     /// Probes, ejection and recovery.
@@ -64,6 +76,7 @@ impl Default for GatewayConfig {
             seed: 0,
             prompt: PromptConfig::default(),
             index: IndexConfig::default(),
+            kv_events: KvEventsConfig::default(),
             load: LoadConfig::default(),
             health: HealthConfig::default(),
             retry: RetryConfig::default(),
@@ -84,12 +97,16 @@ pub struct InstanceConfig {
     /// Its name in headers, metrics and the admin API; `HOST:PORT` if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// Where it publishes what its cache holds; if left out, it is asked (`GET /kv_event_sources`). Without meaning unless
+    /// `kv_events.enabled`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_events: Option<InstanceEvents>,
 }
 
 impl InstanceConfig {
     /// An unnamed instance.
     pub fn new(url: impl Into<String>) -> Self {
-        Self { url: url.into(), name: None }
+        Self { url: url.into(), name: None, kv_events: None }
     }
 }
 
@@ -103,23 +120,50 @@ pub struct PromptConfig {
     pub block_bytes: u32,
     /// Characters of the system prompt (else of the first user message) that make the prefix key.
     pub prefix_chars: usize,
+    /// Directory of the instances' model: `tokenizer.json` and what else makes prompts, as `chat_template.jinja`. With it
+    /// the blocks of a text are named as the engines name them, which `kv_events` needs. Token ids need none.
+    pub tokenizer: Option<PathBuf>,
+    /// File of the instances' `--chat-template`, if they run with another than their model's.
+    pub chat_template: Option<PathBuf>,
+    /// The instances' `--chat-template-content-format`; `None` for `auto`.
+    pub content_format: Option<ContentFormat>,
+    /// The instances' `--exclude-tools-when-tool-choice-none`.
+    pub exclude_tools_when_tool_choice_none: bool,
+    /// The instances' `--default-chat-template-kwargs`.
+    pub default_chat_template_kwargs: serde_json::Map<String, serde_json::Value>,
+    /// Seconds that the instances' local time is ahead of UTC, for chat templates that tell the date.
+    pub utc_offset_s: i32,
+    /// Bytes for the token ids of recent texts.
+    pub token_cache_bytes: u64,
 }
 
 impl Default for PromptConfig {
     fn default() -> Self {
-        Self { block_bytes: 64, prefix_chars: 200 }
+        Self {
+            block_bytes: 64,
+            prefix_chars: 200,
+            tokenizer: None,
+            chat_template: None,
+            content_format: None,
+            exclude_tools_when_tool_choice_none: false,
+            default_chat_template_kwargs: serde_json::Map::new(),
+            utc_offset_s: 0,
+            token_cache_bytes: 64 << 20,
+        }
     }
 }
 
-/// The cache directory: what was routed where.
+/// The cache directory.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct IndexConfig {
     /// How stale the policy sees it; fresh by default. For experiments.
     pub signal: SignalConfig,
-    /// Most blocks an instance is believed to hold: its KV-cache bytes of text over `block_bytes`, if known.
+    /// Most blocks an instance is believed to hold by what was routed there: its KV-cache bytes of text over
+    /// `block_bytes`, if known.
     pub capacity_blocks: Option<u32>,
-    /// Bytes it may take. Default 64 MiB, several million blocks.
+    /// Bytes that what was routed where may take, and as many what the instances tell, if they are listened to. Default
+    /// 64 MiB, several million blocks.
     pub budget_bytes: usize,
     /// Most prefix keys, and most session keys, whose latest route is remembered.
     pub last_route_capacity_keys: u32,
@@ -356,6 +400,22 @@ pub enum InvalidConfig {
         /// What was given.
         name: String,
     },
+    /// An instance's event endpoint that cannot be connected to.
+    #[error("kv_events of instance {url:?}: {source}")]
+    Events {
+        /// The instance.
+        url: String,
+        /// What is wrong with it.
+        source: InvalidEndpoint,
+    },
+    /// In the audit's settings.
+    #[error("in kv_events.audit")]
+    Audit(#[source] InvalidAudit),
+    /// News under way would be in no snapshot.
+    #[error(
+        "kv_events.snapshot cannot be kept of an index that is made stale; leave index.signal as it is"
+    )]
+    SnapshotOfStaleIndex,
     /// Not a number above zero.
     #[error("{key} is {value}; give a number above 0")]
     NotPositive {
@@ -423,6 +483,14 @@ impl GatewayConfig {
         if !(0.0..=1.0).contains(&self.tracing.sample_ratio) {
             return Err(InvalidConfig::SampleRatio { value: self.tracing.sample_ratio });
         }
+        if self.kv_events.enabled && self.index.budget_bytes < EVENTS_BUDGET_BYTES_MIN {
+            let (key, value) = ("index.budget_bytes", self.index.budget_bytes);
+            return Err(InvalidConfig::TooSmall { key, value, min: EVENTS_BUDGET_BYTES_MIN });
+        }
+        self.kv_events.audit.validate().map_err(InvalidConfig::Audit)?;
+        if self.kv_events.snapshot.is_some() && self.index.signal != SignalConfig::default() {
+            return Err(InvalidConfig::SnapshotOfStaleIndex);
+        }
         let block_bytes = self.prompt.block_bytes;
         if block_bytes == 0 || !block_bytes.is_multiple_of(BYTES_PER_TOKEN) {
             return Err(InvalidConfig::BlockBytes { value: block_bytes });
@@ -434,6 +502,7 @@ impl GatewayConfig {
         let mut seen = BTreeSet::new();
         for instance in &self.instances {
             let (name, target) = instance.parse()?;
+            instance.events()?;
             // A named instance is entered under its address too; one without a name, once.
             let keys = BTreeSet::from([name, target.authority]);
             for name in keys {
@@ -463,6 +532,7 @@ impl GatewayConfig {
             ("timeouts.queue_s", timeouts.queue_s),
             ("timeouts.lame_duck_s", timeouts.lame_duck_s),
             ("timeouts.drain_s", timeouts.drain_s),
+            ("kv_events.snapshot_interval_s", self.kv_events.snapshot_interval_s),
         ];
         // The upper bound keeps every sum of an instant and a time-out in range.
         if let Some((key, value)) =
@@ -487,6 +557,7 @@ impl GatewayConfig {
             ("index.budget_bytes", self.index.budget_bytes, 64 << 10),
             ("index.capacity_blocks", self.index.capacity_blocks.unwrap_or(1) as usize, 1),
             ("index.last_route_capacity_keys", self.index.last_route_capacity_keys as usize, 1),
+            ("kv_events.block_size", self.kv_events.block_size as usize, 1),
         ];
         match least.into_iter().find(|&(_, value, min)| value < min) {
             Some((key, value, min)) => Err(InvalidConfig::TooSmall { key, value, min }),
@@ -500,8 +571,13 @@ impl GatewayConfig {
         let IndexConfig { signal, capacity_blocks, budget_bytes, last_route_capacity_keys } =
             self.index.clone();
         RouterConfig {
-            block_size: self.block_size(),
-            directory: DirectorySource::History,
+            block_size: BlockSize::new(self.kv_events.block_size).unwrap_or_default(),
+            text_block_size: self.text_block_size(),
+            directory: if self.kv_events.enabled {
+                DirectorySource::Events
+            } else {
+                DirectorySource::History
+            },
             index: signal,
             load: self.load_signal(),
             index_capacity_blocks: capacity_blocks,
@@ -512,7 +588,7 @@ impl GatewayConfig {
         }
     }
 
-    pub(crate) fn block_size(&self) -> BlockSize {
+    fn text_block_size(&self) -> BlockSize {
         BlockSize::new(self.prompt.block_bytes / BYTES_PER_TOKEN).unwrap_or_default()
     }
 
@@ -539,6 +615,14 @@ impl InstanceConfig {
             return Err(InvalidConfig::Name { name });
         }
         Ok((name, target))
+    }
+}
+
+impl InstanceConfig {
+    /// Where it publishes, if that is configured.
+    pub(crate) fn events(&self) -> Result<Option<SourceConfig>, InvalidConfig> {
+        let source = self.kv_events.as_ref().map(InstanceEvents::source).transpose();
+        source.map_err(|source| InvalidConfig::Events { url: self.url.clone(), source })
     }
 }
 

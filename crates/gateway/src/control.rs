@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderMap;
-use tokio::task::spawn_local;
+use tokio::task::{spawn_blocking, spawn_local};
 use tokio::time::{sleep, timeout};
 
 use crate::config::seconds;
@@ -22,7 +22,12 @@ const SILENCE_CHECKS: u32 = 8;
 
 /// Runs until it is dropped.
 pub(crate) async fn run(fleet: Arc<Fleet>) {
-    tokio::join!(probe_all(&fleet), read_all(&fleet), listen_for_silence(&fleet));
+    tokio::join!(
+        probe_all(&fleet),
+        read_all(&fleet),
+        listen_for_silence(&fleet),
+        keep_snapshots(&fleet)
+    );
 }
 
 async fn probe_all(fleet: &Arc<Fleet>) {
@@ -65,6 +70,16 @@ async fn read(fleet: Arc<Fleet>, instance: Arc<Instance>) {
         _ => None,
     };
     fleet.on_page(&instance, asked, page);
+}
+
+async fn keep_snapshots(fleet: &Arc<Fleet>) {
+    loop {
+        sleep(seconds(fleet.config().kv_events.snapshot_interval_s)).await;
+        let fleet = Arc::clone(fleet);
+        if spawn_blocking(move || fleet.keep_snapshot()).await.is_err() {
+            tracing::error!("no snapshot could be taken");
+        }
+    }
 }
 
 async fn listen_for_silence(fleet: &Arc<Fleet>) {

@@ -3,17 +3,23 @@
 //! An instance may be chosen if it is up (or the last one left), not draining, and below its cap. The lock is held for
 //! one decision or one piece of bookkeeping, which take microseconds, and never across a wait.
 
+mod caches;
 mod flight;
 mod logged;
+mod snapshot;
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use http::HeaderValue;
 use kvroute_decision_log::{Receipt, RequestFacts};
+use kvroute_kv_events::SourceConfig;
 use kvroute_policy::{Candidate, Policy, PolicyConfig};
+use kvroute_prompt_tokens::Endpoint;
 use kvroute_router::InvalidRouterConfig;
 use kvroute_types::{InstanceId, RequestId, Timestamp};
 use serde::Serialize;
@@ -25,12 +31,17 @@ use crate::error::Failure;
 use crate::health::{EjectionCause, Health};
 use crate::instance::{Activity, Instance, Target};
 use crate::metrics::{Metrics, RouteMetrics};
+use crate::naming::Namer;
 use crate::prompt::RoutingFacts;
 use crate::receipts::{DecisionLog, LatestReceipts, RawReceipt};
 use crate::scrape::Page;
 use crate::trace::Tracer;
+use caches::{CacheWatch, IndexStatus, Prediction};
+use flight::Booking;
 use logged::LoggedRouter;
+use snapshot::Kept;
 
+pub(crate) use caches::IndexFigures;
 pub(crate) use flight::Flight;
 
 /// Retries are counted in thousandths, so that a ratio can be added per request.
@@ -50,6 +61,8 @@ pub(crate) struct Fleet {
     requests: AtomicU32,
     retry_budget: AtomicI64,
     receipts: LatestReceipts,
+    /// `None` if prompts are named by their text alone.
+    namer: Option<Arc<Namer>>,
     /// `None` if no spans are exported.
     pub(crate) tracer: Option<Arc<Tracer>>,
     pub(crate) metrics: Metrics,
@@ -61,6 +74,10 @@ struct Core {
     members: Vec<Option<Member>>,
     /// Requests waiting for an instance below its cap.
     queued: usize,
+    /// What an earlier gateway has kept of instances, until they are entered.
+    kept: BTreeMap<String, Kept>,
+    /// When the latest snapshot of what instances tell was taken.
+    snapshot_unix_ns: Option<u64>,
 }
 
 struct Member {
@@ -73,7 +90,11 @@ struct Member {
     /// Prefill tokens per second, as seen from first tokens.
     prefill_rate: Option<f64>,
     last_page: Option<Page>,
+    /// The most that its token counters have said: they begin anew with the engine.
+    progress: f64,
     missing: Vec<&'static str>,
+    /// `None` if it is not listened to.
+    caches: Option<CacheWatch>,
 }
 
 impl Member {
@@ -105,6 +126,8 @@ pub(crate) struct InstanceStatus {
     prefix_cache_hit_rate: Option<f64>,
     prefill_tokens_per_s: Option<f64>,
     missing_figures: Vec<&'static str>,
+    /// What it tells of its cache; `None` if it is not listened to.
+    kv_events: Option<IndexStatus>,
 }
 
 /// What an admin request asked for that cannot be.
@@ -121,6 +144,7 @@ impl Fleet {
         config: GatewayConfig,
         log: Option<DecisionLog>,
         tracer: Option<Arc<Tracer>>,
+        namer: Option<Arc<Namer>>,
     ) -> Result<Self, InvalidRouterConfig> {
         let policy = config.policy.build(config.seed).expect("the configuration was validated");
         let started = Instant::now();
@@ -129,6 +153,8 @@ impl Fleet {
             router: LoggedRouter::new(&config, policy, log, started)?,
             members: Vec::new(),
             queued: 0,
+            kept: BTreeMap::new(),
+            snapshot_unix_ns: None,
         };
         let fleet = Self {
             started,
@@ -139,12 +165,19 @@ impl Fleet {
             requests: AtomicU32::new(0),
             retry_budget: AtomicI64::new(i64::from(config.retry.budget_max) * BUDGET_UNIT),
             receipts: LatestReceipts::new(config.receipts.kept),
+            namer,
             tracer,
             metrics,
             config: RwLock::new(Arc::new(config)),
         };
-        let entered = fleet.core().set_instances(&fleet.config(), &fleet.metrics);
-        entered.expect("the configuration was validated");
+        let config = fleet.config();
+        {
+            let mut core = fleet.core();
+            core.restore(&config.kv_events);
+            let entered = core.set_instances(&config, &fleet.metrics);
+            entered.expect("the configuration was validated");
+            core.forget_the_gone();
+        }
         Ok(fleet)
     }
 
@@ -160,6 +193,18 @@ impl Fleet {
 
     pub(crate) fn timestamp(&self, at: Instant) -> Timestamp {
         Timestamp::ZERO + at.saturating_duration_since(self.started)
+    }
+
+    /// Names the blocks of a request's prompt as the engines do, where that is wanted and can be done.
+    pub(crate) async fn name(&self, endpoint: Endpoint, body: &Bytes, facts: &mut RoutingFacts) {
+        let Some(namer) = &self.namer else { return };
+        match namer.name(endpoint, body, facts).await {
+            Ok(()) => self.metrics.named(None),
+            Err(unnamed) => {
+                tracing::debug!(%unnamed, "a prompt is named by its text");
+                self.metrics.named(Some(unnamed.kind()));
+            }
+        }
     }
 
     /// Chooses an instance and books the request there, waiting in the queue if all are at their cap.
@@ -281,6 +326,8 @@ impl Fleet {
         let member = core.members[routed.instance.index()].as_ref().expect("it was a candidate");
         let (instance, metrics) = (Arc::clone(&member.instance), Arc::clone(&member.metrics));
         metrics.decided(routed.reason);
+        let is_expected = core.expect_cached(now, request, facts, &routed);
+        let source = core.router.matched_by(&facts.view(request), routed.instance);
 
         let candidate = core.candidate(routed.instance).expect("it was a candidate");
         let work_tokens = candidate.in_flight_uncached_tokens;
@@ -303,15 +350,10 @@ impl Fleet {
             self.receipts.push(RawReceipt { route, facts });
         }
         let policy = core.router.policy_name();
-        Some(Flight::new(
-            Arc::clone(self),
-            instance,
-            metrics,
-            policy,
-            routed,
-            (arrived, sent),
-            work_tokens,
-        ))
+        let is_auditable = facts.is_auditable;
+        let prediction = Prediction { request, source, is_expected, is_auditable };
+        let booking = Booking { routed, policy, arrived, sent, work_tokens, prediction };
+        Some(Flight::new(Arc::clone(self), instance, metrics, booking))
     }
 
     fn earn_retries(&self, config: &GatewayConfig) {
@@ -389,6 +431,15 @@ impl Fleet {
         if member.last_page.replace(page).is_some_and(has_moved) {
             instance.activity.heard(now);
         }
+        let progress = page.progress().unwrap_or(member.progress);
+        if std::mem::replace(&mut member.progress, progress) > progress {
+            tracing::info!(instance = instance.name, "its counters began anew: it has restarted");
+            // One that is listened to tells so itself, in the order of what it tells.
+            if !member.caches.as_ref().is_some_and(CacheWatch::is_listened_to) {
+                core.router.instance_restarted(instance.id);
+            }
+        }
+        core.hits_counted(now, instance.id, page.prefix_cache_hits);
         if let Some(load) = page.load(asked) {
             core.router.observe_load(now, instance.id, load);
         }
@@ -558,6 +609,7 @@ impl Fleet {
                 prefix_cache_hit_rate: hit_rate,
                 prefill_tokens_per_s: member.prefill_rate,
                 missing_figures: member.missing.clone(),
+                kv_events: core.index_status(now, member.instance.id),
             })
         };
         core.members().filter_map(status).collect()
@@ -578,6 +630,14 @@ impl Fleet {
             let age = candidate.load.map(|load| now.since(load.as_of));
             let is_in_use = member.is_in_use();
             self.metrics.instance(&member.instance.name, candidate.in_flight, is_in_use, age);
+            if let Some(figures) = core.index_figures(member.instance.id) {
+                self.metrics.index(&member.instance.name, &figures);
+            }
+        }
+        if let Some(told) = core.router.told() {
+            let (blocks, refused) = (told.distinct_blocks(), told.refused_blocks());
+            let age_s = Self::snapshot_age_s(&core);
+            self.metrics.told(blocks, refused, told.memory_bytes(), age_s);
         }
         self.metrics.queued.set(i64::try_from(core.queued).unwrap_or(i64::MAX));
         let index_bytes = core.router.index_memory_bytes();
@@ -643,12 +703,17 @@ impl Core {
         config: &GatewayConfig,
         metrics: &Metrics,
     ) -> Result<(), InvalidConfig> {
-        let parsed = config.instances.iter().map(InstanceConfig::parse);
-        let mut listed = parsed.collect::<Result<Vec<(String, Target)>, _>>()?;
+        let parsed = config.instances.iter().map(|instance| {
+            let (name, target) = instance.parse()?;
+            Ok((name, target, instance.events()?))
+        });
+        let mut listed = parsed.collect::<Result<Vec<_>, InvalidConfig>>()?;
         for at in 0..self.members.len() {
             let Some(member) = &self.members[at] else { continue };
-            let Instance { id, name, target, .. } = &*member.instance;
-            let known = listed.iter().position(|listed| (&listed.0, &listed.1) == (name, target));
+            let Instance { id, name, target, events, .. } = &*member.instance;
+            let known = listed
+                .iter()
+                .position(|listed| (&listed.0, &listed.1, &listed.2) == (name, target, events));
             if let Some(known) = known {
                 listed.remove(known);
                 continue;
@@ -658,31 +723,53 @@ impl Core {
             self.router.remove_instance(*id);
             self.members[at] = None;
         }
-        for (name, target) in listed {
-            self.enter(name, target, metrics);
+        for (name, target, events) in listed {
+            self.enter(name, target, events, config, metrics);
         }
         self.refresh_all(config);
         Ok(())
     }
 
-    fn enter(&mut self, name: String, target: Target, metrics: &Metrics) {
+    fn enter(
+        &mut self,
+        name: String,
+        target: Target,
+        events: Option<SourceConfig>,
+        config: &GatewayConfig,
+        metrics: &Metrics,
+    ) {
         tracing::info!(instance = name, address = target.authority, "instance added");
-        let id = InstanceId(u32::try_from(self.members.len()).expect("fewer than 2^32 instances"));
+        let new_id =
+            InstanceId(u32::try_from(self.members.len()).expect("fewer than 2^32 instances"));
+        let kept = self.kept.get(&name).copied();
+        let Kept { id, position } = kept.unwrap_or(Kept { id: new_id, position: None });
+        let caches = config
+            .kv_events
+            .enabled
+            .then(|| CacheWatch::new(&config.kv_events, position, metrics.doubts(&name)));
         let header = HeaderValue::from_str(&name).expect("the name was checked to be ASCII");
         let metrics = metrics.route(&name, self.router.policy_name());
         let given_up = Notify::new();
         let activity = Activity::default();
         self.router.add_instance(id, &name);
-        self.members.push(Some(Member {
-            instance: Arc::new(Instance { id, name, target, header, given_up, activity }),
+        if caches.is_some() {
+            self.router.set_believed(id, false);
+        }
+        if id == new_id {
+            self.members.push(None);
+        }
+        self.members[id.index()] = Some(Member {
+            instance: Arc::new(Instance { id, name, target, events, header, given_up, activity }),
             metrics,
             health: Health::default(),
             is_last_resort: false,
             is_draining: false,
             prefill_rate: None,
             last_page: None,
+            progress: 0.0,
             missing: Vec::new(),
-        }));
+            caches,
+        });
     }
 
     /// Brings one instance's eligibility in line with its state.

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use http::HeaderValue;
+use kvroute_kv_events::SourceConfig;
 use kvroute_types::{InstanceId, Timestamp};
 use tokio::sync::Notify;
 
@@ -38,6 +39,8 @@ pub(crate) struct Instance {
     pub(crate) id: InstanceId,
     pub(crate) name: String,
     pub(crate) target: Target,
+    /// Where it publishes what its cache holds; `None` if it must be asked.
+    pub(crate) events: Option<SourceConfig>,
     /// `name`, as it stands in answers.
     pub(crate) header: HeaderValue,
     /// Rings when the instance is given up, so that requests still waiting for it try elsewhere.

@@ -1,10 +1,13 @@
 //! The gateway's own Prometheus metrics, all named `kvroute_*`.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use kvroute_kv_events::Counters;
 use kvroute_policy::Reason;
+use kvroute_router::DirectorySource;
+use kvroute_types::TokenCount;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -13,6 +16,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 use crate::error::Failure;
+use crate::fleet::IndexFigures;
 use crate::health::EjectionCause;
 
 type FloatGauge = Gauge<f64, AtomicU64>;
@@ -75,6 +79,37 @@ struct InstanceLabels {
     instance: String,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct SourceLabels {
+    instance: String,
+    source: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct NameLabels {
+    names: &'static str,
+    why: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct EventLabels {
+    instance: String,
+    event: &'static str,
+}
+
+/// Counts the times that an instance's word was doubted.
+pub(crate) struct DoubtCounter {
+    instance: String,
+    doubts: Family<CauseLabels, Counter>,
+}
+
+impl DoubtCounter {
+    pub(crate) fn count(&self, cause: &'static str) {
+        let labels = CauseLabels { instance: self.instance.clone(), cause };
+        self.doubts.get_or_create(&labels).inc();
+    }
+}
+
 /// All families, and the registry that writes them out.
 pub(crate) struct Metrics {
     registry: Registry,
@@ -96,12 +131,28 @@ pub(crate) struct Metrics {
     pub(crate) queued: Gauge,
     pub(crate) connections: Gauge,
     pub(crate) index_bytes: Gauge,
+    prompts: Family<NameLabels, Counter>,
+    predicted_tokens: Family<SourceLabels, Counter>,
+    cached_tokens: Family<SourceLabels, Counter>,
+    correct_tokens: Family<SourceLabels, Counter>,
+    index_believed: Family<InstanceLabels, Gauge>,
+    index_doubts: Family<CauseLabels, Counter>,
+    index_precision: Family<InstanceLabels, FloatGauge>,
+    index_recall: Family<InstanceLabels, FloatGauge>,
+    index_held_blocks: Family<InstanceLabels, Gauge>,
+    index_blocks: Gauge,
+    index_bytes_per_block: FloatGauge,
+    index_snapshot_age: FloatGauge,
+    index_refused_blocks: Counter,
+    kv_events: Family<EventLabels, Counter>,
 }
 
 /// One instance's metrics under one policy, looked up once and then only counted.
 pub(crate) struct RouteMetrics {
     outcomes: [Counter; 3],
     reasons: [Counter; REASONS.len()],
+    /// Predicted, cached and correctly predicted tokens, by what was routed and by what instances tell.
+    predictions: [[Counter; 3]; 2],
     pub(crate) ttft: Histogram,
     pub(crate) itl: Histogram,
     pub(crate) e2e: Histogram,
@@ -110,6 +161,19 @@ pub(crate) struct RouteMetrics {
 impl RouteMetrics {
     pub(crate) fn decided(&self, reason: Reason) {
         self.reasons[reason as usize].inc();
+    }
+
+    /// So many tokens were predicted to be cached, and so many were.
+    pub(crate) fn compared(
+        &self,
+        source: DirectorySource,
+        predicted: TokenCount,
+        cached: TokenCount,
+    ) {
+        let tokens = [predicted, cached, predicted.min(cached)];
+        for (counter, tokens) in self.predictions[source as usize].iter().zip(tokens) {
+            counter.inc_by(tokens.0.into());
+        }
     }
 
     pub(crate) fn ended(&self, outcome: Outcome) {
@@ -143,6 +207,20 @@ impl Metrics {
             queued: Gauge::default(),
             connections: Gauge::default(),
             index_bytes: Gauge::default(),
+            prompts: Family::default(),
+            predicted_tokens: Family::default(),
+            cached_tokens: Family::default(),
+            correct_tokens: Family::default(),
+            index_believed: Family::default(),
+            index_doubts: Family::default(),
+            index_precision: Family::default(),
+            index_recall: Family::default(),
+            index_held_blocks: Family::default(),
+            index_blocks: Gauge::default(),
+            index_bytes_per_block: FloatGauge::default(),
+            index_snapshot_age: FloatGauge::default(),
+            index_refused_blocks: Counter::default(),
+            kv_events: Family::default(),
         };
         metrics.register();
         metrics
@@ -169,6 +247,20 @@ impl Metrics {
         r.register("queued", "Requests waiting for an instance below its cap", self.queued.clone());
         r.register("connections", "Client connections", self.connections.clone());
         r.register("index_bytes", "Memory of the cache directory", self.index_bytes.clone());
+        r.register("prompts", "Prompts by what names their blocks, and why", self.prompts.clone());
+        r.register("index_predicted_tokens", "Prompt tokens predicted to be cached where the request went, of audited requests", self.predicted_tokens.clone());
+        r.register("index_cached_tokens", "Prompt tokens that the engine reported as cached, of the same", self.cached_tokens.clone());
+        r.register("index_correct_tokens", "The lesser of both, request by request: over predicted it is the precision, over cached the recall", self.correct_tokens.clone());
+        r.register("index_believed", "Whether requests are routed by what the instance tells of its cache", self.index_believed.clone());
+        r.register("index_doubts", "Times that the audit stopped believing an instance, by cause", self.index_doubts.clone());
+        r.register("index_precision", "Share of the tokens predicted by what the instance tells that were cached, over its latest audited requests", self.index_precision.clone());
+        r.register("index_recall", "Share of its cached tokens that were so predicted, over the same", self.index_recall.clone());
+        r.register("index_held_blocks", "Distinct blocks that the instance holds by its own account", self.index_held_blocks.clone());
+        r.register("index_blocks", "Distinct blocks that instances hold by their own account", self.index_blocks.clone());
+        r.register("index_bytes_per_block", "Memory of what instances tell over its distinct blocks", self.index_bytes_per_block.clone());
+        r.register("index_snapshot_age_seconds", "Time since the latest snapshot of what instances tell", self.index_snapshot_age.clone());
+        r.register("index_refused_blocks", "Blocks told of that index.budget_bytes had no room for", self.index_refused_blocks.clone());
+        r.register("kv_events", "What the subscription to the instance's KV events has counted since it began", self.kv_events.clone());
     }
 
     pub(crate) fn route(&self, instance: &str, policy: &'static str) -> Arc<RouteMetrics> {
@@ -177,7 +269,13 @@ impl Metrics {
             let instance = instance.to_owned();
             self.requests.get_or_create_owned(&OutcomeLabels { instance, policy, outcome })
         };
+        let predictions = |source| {
+            let labels = SourceLabels { instance: instance.to_owned(), source };
+            [&self.predicted_tokens, &self.cached_tokens, &self.correct_tokens]
+                .map(|family| family.get_or_create_owned(&labels))
+        };
         Arc::new(RouteMetrics {
+            predictions: ["history", "events"].map(predictions),
             outcomes: ["answered", "failed", "abandoned"].map(outcome),
             reasons: REASONS.map(|reason| {
                 self.decisions
@@ -229,13 +327,77 @@ impl Metrics {
         }
     }
 
+    /// A prompt was named as engines name it, or by its text for this reason.
+    pub(crate) fn named(&self, why_not: Option<&'static str>) {
+        let labels = match why_not {
+            None => NameLabels { names: "engine", why: "" },
+            Some(why) => NameLabels { names: "text", why },
+        };
+        self.prompts.get_or_create(&labels).inc();
+    }
+
+    /// Counts the doubts about an instance.
+    pub(crate) fn doubts(&self, instance: &str) -> DoubtCounter {
+        DoubtCounter { instance: instance.to_owned(), doubts: self.index_doubts.clone() }
+    }
+
+    /// Sets the gauges of one instance's event stream, right before they are written out.
+    pub(crate) fn index(&self, instance: &str, figures: &IndexFigures) {
+        let labels = labels(instance);
+        self.index_believed.get_or_create(&labels).set(figures.is_believed.into());
+        let held = i64::try_from(figures.blocks).unwrap_or(i64::MAX);
+        self.index_held_blocks.get_or_create(&labels).set(held);
+        for (family, value) in [
+            (&self.index_precision, figures.audit.precision),
+            (&self.index_recall, figures.audit.recall),
+        ] {
+            match value {
+                Some(value) => drop(family.get_or_create(&labels).set(value)),
+                None => drop(family.remove(&labels)),
+            }
+        }
+        for (event, count) in counted(&figures.counters) {
+            let labels = EventLabels { instance: instance.to_owned(), event };
+            self.kv_events.get_or_create(&labels).inner().store(count, Ordering::Relaxed);
+        }
+    }
+
+    /// Sets the gauges of what all instances tell.
+    pub(crate) fn told(
+        &self,
+        blocks: u64,
+        refused_blocks: u64,
+        bytes: usize,
+        snapshot_age_s: Option<f64>,
+    ) {
+        self.index_refused_blocks.inner().store(refused_blocks, Ordering::Relaxed);
+        self.index_blocks.set(i64::try_from(blocks).unwrap_or(i64::MAX));
+        self.index_bytes_per_block.set(if blocks == 0 {
+            0.0
+        } else {
+            bytes as f64 / blocks as f64
+        });
+        self.index_snapshot_age.set(snapshot_age_s.unwrap_or(f64::NAN));
+    }
+
     /// The gauges of an instance that was removed. Its counters stay.
     pub(crate) fn forget(&self, instance: &str) {
         let labels = labels(instance);
-        for gauges in [&self.in_flight, &self.up, &self.missing_figures] {
+        for gauges in [
+            &self.in_flight,
+            &self.up,
+            &self.missing_figures,
+            &self.index_believed,
+            &self.index_held_blocks,
+        ] {
             gauges.remove(&labels);
         }
-        self.load_age.remove(&labels);
+        for gauges in [&self.load_age, &self.index_precision, &self.index_recall] {
+            gauges.remove(&labels);
+        }
+        for (event, _) in counted(&Counters::default()) {
+            self.kv_events.remove(&EventLabels { instance: instance.to_owned(), event });
+        }
     }
 
     pub(crate) fn write(&self) -> String {
@@ -245,6 +407,31 @@ impl Metrics {
         }
         text
     }
+}
+
+/// What a subscription counts, by label.
+fn counted(counters: &Counters) -> impl Iterator<Item = (&'static str, u64)> {
+    let errors: Vec<_> = counters.errors().map(|(kind, count)| (kind.name(), count)).collect();
+    [
+        ("connects", counters.connects),
+        ("connect_failures", counters.connect_failures),
+        ("messages", counters.messages),
+        ("batches", counters.batches),
+        ("events", counters.events),
+        ("events_elsewhere", counters.events_elsewhere),
+        ("duplicates", counters.duplicates),
+        ("gaps", counters.gaps),
+        ("replays", counters.replays),
+        ("replay_failures", counters.replay_failures),
+        ("replayed", counters.replayed),
+        ("lost_batches", counters.lost_batches),
+        ("losses", counters.losses),
+        ("restarts", counters.restarts),
+        ("quiet_checks", counters.quiet_checks),
+        ("found_by_checks", counters.found_by_checks),
+    ]
+    .into_iter()
+    .chain(errors)
 }
 
 fn labels(instance: &str) -> InstanceLabels {

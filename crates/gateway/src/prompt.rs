@@ -20,9 +20,10 @@ mod de;
 use std::borrow::Cow;
 
 use http::HeaderMap;
-use kvroute_policy::RequestView;
+use kvroute_policy::{BlockNames, RequestView};
 use kvroute_types::{BlockHash, RequestId, TokenCount, mix64};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
@@ -34,11 +35,31 @@ pub(crate) struct RoutingFacts {
     pub(crate) session_key: Option<u64>,
     pub(crate) prefix_key: Option<u64>,
     pub(crate) prompt_blocks: Vec<BlockHash>,
+    pub(crate) names: Names,
     /// Exact for token ids, else a quarter of the canonical text's bytes.
     pub(crate) prompt_tokens: TokenCount,
+    /// The prompt, where it is one list of token ids that reaches the engine as it is.
+    pub(crate) token_ids: Option<Vec<u32>>,
+    pub(crate) cache_salt: Option<String>,
+    pub(crate) model: Option<String>,
+    /// Whether the engine looks this prompt up in its cache once, and tells the client what it found.
+    pub(crate) is_auditable: bool,
     pub(crate) max_output_tokens: Option<TokenCount>,
     pub(crate) priority: i32,
     pub(crate) is_stream: bool,
+}
+
+/// What names a prompt's blocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Names {
+    /// Its text.
+    #[default]
+    Text,
+    /// Its token ids, as the engines hash them.
+    Engine {
+        /// Whether more than the ids is hashed: a `cache_salt`, an adapter.
+        has_extra_keys: bool,
+    },
 }
 
 impl RoutingFacts {
@@ -57,9 +78,13 @@ impl RoutingFacts {
         let body: Body<'_> = serde_json::from_slice(json)?;
         let first_user = body.first_text("user");
         let prefix = body.first_text("system").or_else(|| first_user.clone());
-        let prefix = prefix.as_deref().or_else(|| body.prompt.as_ref().and_then(Prompt::text));
+        let prefix = prefix
+            .as_deref()
+            .or_else(|| body.prompt.as_ref().and_then(|prompts| prompts.first.text()));
         let prefix_key = match (&body.prompt, prefix) {
-            (Some(Prompt::Ids(ids)), _) => Some(prefix_key_of_ids(ids.iter().copied(), config)),
+            (Some(Prompts { first: Prompt::Ids(ids), .. }), _) => {
+                Some(prefix_key_of_ids(ids.iter().copied(), config))
+            }
             (_, prefix) => prefix.map(|text| xxh3_64(first_chars(text, config.prefix_chars))),
         };
         let session = session_header(headers)
@@ -75,11 +100,26 @@ impl RoutingFacts {
         body.canonical_text(&mut |piece| hasher.push(piece));
         let tokens = u32::try_from(hasher.bytes).unwrap_or(u32::MAX) / BYTES_PER_TOKEN;
         let limit = body.max_completion_tokens.or(body.max_tokens);
+        let session_key = session.map(session_key);
+        let is_auditable = body.is_auditable();
+        let token_ids = match body.prompt {
+            Some(Prompts { first: Prompt::Ids(ids), are_several: false })
+                if body.truncate_prompt_tokens.is_none() =>
+            {
+                Some(ids)
+            }
+            _ => None,
+        };
         Ok(Self {
-            session_key: session.map(session_key),
+            session_key,
             prefix_key,
             prompt_blocks: hasher.blocks,
+            names: Names::Text,
             prompt_tokens: TokenCount(tokens),
+            token_ids,
+            cache_salt: body.cache_salt.map(Cow::into_owned),
+            model: body.model.map(Cow::into_owned),
+            is_auditable,
             max_output_tokens: limit.map(TokenCount),
             priority: body.priority.unwrap_or(0),
             is_stream: body.stream.unwrap_or(false),
@@ -92,6 +132,10 @@ impl RoutingFacts {
             session_key: self.session_key,
             prefix_key: self.prefix_key,
             prompt_blocks: &self.prompt_blocks,
+            block_names: match self.names {
+                Names::Text => BlockNames::Text,
+                Names::Engine { .. } => BlockNames::Engine,
+            },
             prompt_tokens: self.prompt_tokens,
             max_output_tokens: self.max_output_tokens,
             priority: self.priority,
@@ -107,7 +151,7 @@ struct Body<'a> {
     #[serde(borrow, default)]
     messages: Option<Vec<Message<'a>>>,
     #[serde(borrow, default)]
-    prompt: Option<Prompt<'a>>,
+    prompt: Option<Prompts<'a>>,
     #[serde(borrow, default)]
     tools: Option<&'a RawValue>,
     #[serde(borrow, default)]
@@ -124,6 +168,20 @@ struct Body<'a> {
     max_completion_tokens: Option<u32>,
     #[serde(default, deserialize_with = "de::lax")]
     priority: Option<i32>,
+    #[serde(default, deserialize_with = "de::lax")]
+    n: Option<u32>,
+    #[serde(default, deserialize_with = "de::lax")]
+    echo: Option<bool>,
+    #[serde(default)]
+    logprobs: Option<IgnoredAny>,
+    #[serde(default)]
+    prompt_logprobs: Option<IgnoredAny>,
+    #[serde(default)]
+    truncate_prompt_tokens: Option<IgnoredAny>,
+    #[serde(default)]
+    vllm_xargs: Option<IgnoredAny>,
+    #[serde(default)]
+    kv_transfer_params: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize)]
@@ -147,6 +205,12 @@ enum Content<'a> {
 /// A content part that has a text, or its raw JSON.
 struct Part<'a>(Cow<'a, str>);
 
+/// One prompt or several, of which the first names the request.
+struct Prompts<'a> {
+    first: Prompt<'a>,
+    are_several: bool,
+}
+
 enum Prompt<'a> {
     Text(Cow<'a, str>),
     Ids(Vec<u32>),
@@ -162,16 +226,28 @@ enum Form {
 
 impl Body<'_> {
     fn form(&self) -> Form {
-        match &self.prompt {
+        match self.prompt.as_ref().map(|prompts| &prompts.first) {
             Some(Prompt::Ids(_)) => Form::Ids,
             Some(Prompt::Text(_)) => Form::Text,
             None => Form::Chat,
         }
     }
 
+    /// Several prompts or answers are several look-ups with one sum; log probabilities of the prompt forbid the cache
+    /// (R25); extra arguments and transfers may change anything.
+    fn is_auditable(&self) -> bool {
+        let reads_cache =
+            self.prompt_logprobs.is_none() && !(self.echo == Some(true) && self.logprobs.is_some());
+        reads_cache
+            && self.n.is_none_or(|n| n == 1)
+            && !self.prompt.as_ref().is_some_and(|prompts| prompts.are_several)
+            && self.vllm_xargs.is_none()
+            && self.kv_transfer_params.is_none()
+    }
+
     /// Says the canonical text piece by piece: it is never put together.
     fn canonical_text(&self, say: &mut impl FnMut(&[u8])) {
-        match &self.prompt {
+        match self.prompt.as_ref().map(|prompts| &prompts.first) {
             Some(Prompt::Ids(ids)) => ids.iter().for_each(|id| say(&id.to_le_bytes())),
             Some(Prompt::Text(text)) => say(text.as_bytes()),
             None => self.canonical_chat(say),

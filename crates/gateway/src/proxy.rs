@@ -12,6 +12,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use kvroute_prompt_tokens::Endpoint;
 use opentelemetry::KeyValue;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -67,11 +68,14 @@ pub(crate) async fn serve(
         (&Method::GET | &Method::HEAD, "/ready") => Err(Failure::NoInstance),
         (_, "/health" | "/ready") => Err(Failure::MethodNotAllowed { allowed: "GET" }),
         (&Method::GET, "/v1/models") => models(&worker, request).await,
-        (&Method::POST, "/v1/chat/completions" | "/v1/completions") => {
-            relay(&worker, outbox, request, true).await
+        (&Method::POST, "/v1/chat/completions") => {
+            relay(&worker, outbox, request, Some(Endpoint::Chat)).await
+        }
+        (&Method::POST, "/v1/completions") => {
+            relay(&worker, outbox, request, Some(Endpoint::Completions)).await
         }
         // Other methods too: an instance says 405 itself, and answers a browser's preflight.
-        (_, path) if path.starts_with("/v1/") => relay(&worker, outbox, request, false).await,
+        (_, path) if path.starts_with("/v1/") => relay(&worker, outbox, request, None).await,
         (_, path) => Err(Failure::NotFound { path: path.to_owned() }),
     };
     let mut response = result.unwrap_or_else(|failure| {
@@ -103,15 +107,18 @@ async fn relay(
     worker: &Rc<Worker>,
     outbox: Rc<Outbox>,
     request: Request<Incoming>,
-    has_prompt: bool,
+    prompt_of: Option<Endpoint>,
 ) -> Result<Response<AnswerBody>, Failure> {
     let arrived = Instant::now();
     let config = worker.fleet.config();
     let (Parts { method, uri, mut headers, .. }, body) = request.into_parts();
     let body = read_body(body, &headers, &config).await?;
-    let facts = if has_prompt {
+    let facts = if let Some(endpoint) = prompt_of {
         match RoutingFacts::parse(&headers, &body, &config.prompt, config.seed) {
-            Ok(facts) => facts,
+            Ok(mut facts) => {
+                worker.fleet.name(endpoint, &body, &mut facts).await;
+                facts
+            }
             // JSON that is no request here may be one to the instance, which reads it more laxly; if not, the client is
             // to hear it in the instance's words.
             Err(error) if error.is_data() => {
@@ -307,7 +314,7 @@ fn respond(
     if let Some(tokens) = flight.predicted_cached_tokens {
         headers.insert(PREDICTED, tokens.0.into());
     }
-    flight.span.answered(head.status);
+    flight.answers(head.status);
     let stall = seconds(config.timeouts.stall_s);
     let worker = Rc::clone(worker);
     let relay = Relay::new(worker, outbox, flight, connection, first, is_event_stream, stall);

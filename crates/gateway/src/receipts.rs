@@ -12,13 +12,13 @@ use std::thread;
 use std::time::Duration;
 
 use kvroute_decision_log::{Event, LogWriter, Receipt, RequestFacts};
-use kvroute_router::RouteReceipt;
+use kvroute_router::{CacheNews, RouteReceipt};
 use kvroute_types::{BlockHash, InstanceId, Timestamp};
 use prometheus_client::metrics::counter::Counter;
 
 /// Events that may wait for the disk before further ones are lost (and counted).
 const BACKLOG_EVENTS_MAX: usize = 32_768;
-/// Bytes of prompts' hashes that may wait for the disk.
+/// Bytes of blocks' hashes that may wait for the disk.
 const BACKLOG_BYTES_MAX: usize = 64 << 20;
 
 /// A receipt as the router made it, with the facts of the request; names are looked up when it is read.
@@ -117,7 +117,7 @@ impl DecisionLog {
                 self.lost = 0;
             }
         }
-        let bytes = prompt_bytes(&event);
+        let bytes = block_bytes(&event);
         let has_room = self.lost == 0
             && self.backlog_bytes.load(Ordering::Relaxed) + bytes <= BACKLOG_BYTES_MAX;
         // Counted first, so that the writer never takes off what is not there.
@@ -144,9 +144,14 @@ impl Drop for DecisionLog {
     }
 }
 
-fn prompt_bytes(event: &Event) -> usize {
+fn block_bytes(event: &Event) -> usize {
     match event {
         Event::Route(route) => size_of::<BlockHash>() * route.request.prompt_blocks.len(),
+        Event::Cache {
+            news: CacheNews::Stored { blocks, .. } | CacheNews::Removed(blocks),
+            ..
+        } => size_of::<BlockHash>() * blocks.len(),
+        Event::Restored { snapshot } => snapshot.len(),
         _ => 0,
     }
 }
@@ -160,7 +165,7 @@ fn write_lines(
     loop {
         match events.recv_timeout(Duration::from_millis(200)) {
             Ok((at, event)) => {
-                backlog_bytes.fetch_sub(prompt_bytes(&event), Ordering::Relaxed);
+                backlog_bytes.fetch_sub(block_bytes(&event), Ordering::Relaxed);
                 log.write(at, &event)?;
             }
             Err(RecvTimeoutError::Timeout) => log.flush()?,

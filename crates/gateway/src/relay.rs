@@ -15,6 +15,7 @@ use crate::error::Failure;
 use crate::fleet::Flight;
 use crate::server::Worker;
 use crate::upstream::Connection;
+use crate::usage::UsageReader;
 
 /// Bytes of one event that are held back until it is complete; a longer one passes in parts.
 const HELD_BYTES_MAX: usize = 64 << 10;
@@ -69,6 +70,7 @@ pub(crate) struct Relay {
     /// `None` when the answer is over.
     exchange: Option<Exchange>,
     events: Option<EventStream>,
+    usage: UsageReader,
 }
 
 struct Exchange {
@@ -95,14 +97,16 @@ impl Relay {
         let mut events = is_event_stream.then(EventStream::default);
         let heard = Instant::now();
         let is_over = first.is_none() || connection.is_over();
+        let mut usage = UsageReader::default();
         let first = first.and_then(|first| {
             flight.first_bytes(heard);
+            usage.read(&first);
             pass(&mut events, first)
         });
         let stall_check = Box::pin(tokio::time::sleep(stall));
         outbox.put(first.as_ref().map_or(0, Bytes::len));
         let exchange = Exchange { worker, outbox, flight, connection, stall, stall_check, heard };
-        let mut relay = Self { first, exchange: Some(exchange), events };
+        let mut relay = Self { first, exchange: Some(exchange), events, usage };
         if is_over {
             relay.complete();
         }
@@ -116,6 +120,7 @@ impl Relay {
         while let Some(exchange) = &mut self.exchange {
             match ready!(exchange.poll(cx)) {
                 Some(Ok(bytes)) => {
+                    self.usage.read(&bytes);
                     let is_over = exchange.connection.is_over();
                     let ready = pass(&mut self.events, bytes);
                     exchange.outbox.put(ready.as_ref().map_or(0, Bytes::len));
@@ -142,6 +147,7 @@ impl Relay {
     fn complete(&mut self) {
         if let Some(exchange) = self.exchange.take() {
             let Exchange { worker, mut flight, connection, .. } = exchange;
+            flight.reported(self.usage.reported());
             flight.answered();
             worker.keep(flight.instance.id, connection);
         }
@@ -152,6 +158,7 @@ impl Relay {
         let mut exchange = self.exchange.take()?;
         let events = self.events.take();
         if events.as_ref().is_some_and(|events| events.is_done) {
+            exchange.flight.reported(self.usage.reported());
             exchange.flight.answered();
             return None;
         }

@@ -22,12 +22,13 @@ use tokio::task::{LocalSet, spawn_local};
 use tokio::time::{interval, sleep, timeout};
 
 use crate::client::ClientStream;
-use crate::config::{GatewayConfig, InvalidConfig, seconds};
+use crate::config::{GatewayConfig, InvalidConfig, PromptConfig, seconds};
 use crate::fleet::Fleet;
+use crate::naming::{Namer, TokenizerError};
 use crate::receipts::DecisionLog;
 use crate::trace::Tracer;
 use crate::upstream::{Connection, Pool};
-use crate::{admin, control, proxy};
+use crate::{admin, control, events, proxy};
 
 const BACKLOG: i32 = 4_096;
 
@@ -40,6 +41,9 @@ pub enum StartError {
     /// The router cannot be built from it.
     #[error("invalid configuration")]
     Router(#[from] InvalidRouterConfig),
+    /// The model's tokenizer cannot be used.
+    #[error("prompts cannot be tokenised")]
+    Tokenizer(#[from] TokenizerError),
     /// An address cannot be used.
     #[error("cannot listen on {addr}")]
     Listen {
@@ -110,7 +114,8 @@ impl Gateway {
         let (listen, admin_listen) = (config.listen, config.admin_listen);
         let log = config.receipts.log.as_deref().map(DecisionLog::open).transpose();
         let tracer = Tracer::new(&config.tracing).map_err(StartError::Tracing)?.map(Arc::new);
-        let fleet = Arc::new(Fleet::new(config, log.map_err(StartError::Log)?, tracer)?);
+        let namer = Namer::new(&config)?;
+        let fleet = Arc::new(Fleet::new(config, log.map_err(StartError::Log)?, tracer, namer)?);
 
         let listen_on = |addr| move |source| StartError::Listen { addr, source };
         let listeners = bind(listen, threads).map_err(listen_on(listen))?;
@@ -134,6 +139,7 @@ impl Gateway {
                 let stopped = phases.wait_for(|phase| *phase == Phase::Stopped);
                 tokio::select! {
                     () = control::run(Arc::clone(&fleet)) => {}
+                    () = events::run(Arc::clone(&fleet)) => {}
                     () = admin::serve(admin, fleet) => {}
                     _ = stopped => {}
                 }
@@ -159,6 +165,11 @@ impl Gateway {
         self.fleet.is_ready()
     }
 
+    /// Instances that are routed to by what they tell of their caches.
+    pub fn believed_instances(&self) -> usize {
+        self.fleet.believed_instances()
+    }
+
     /// Requests sent to instances and not ended.
     pub fn in_flight(&self) -> usize {
         self.fleet.in_flight()
@@ -182,6 +193,12 @@ impl Gateway {
                 ("threads", config.threads == old.threads),
                 ("seed", config.seed == old.seed),
                 ("prompt.block_bytes", config.prompt.block_bytes == old.prompt.block_bytes),
+                (
+                    "prompt",
+                    PromptConfig { prefix_chars: old.prompt.prefix_chars, ..config.prompt.clone() }
+                        == old.prompt,
+                ),
+                ("kv_events", config.kv_events == old.kv_events),
                 ("index", config.index == old.index),
                 ("load", config.router().load == old.router().load),
                 ("limits.connections", config.limits.connections == old.limits.connections),
@@ -214,7 +231,11 @@ impl Gateway {
             }
         }
         let fleet = Arc::clone(&self.fleet);
-        if tokio::task::spawn_blocking(move || fleet.close_logs()).await.is_err() {
+        let close = move || {
+            fleet.keep_snapshot();
+            fleet.close_logs();
+        };
+        if tokio::task::spawn_blocking(close).await.is_err() {
             tracing::error!("the decision log and the last spans may be cut off");
         }
         tracing::info!("gateway stopped");

@@ -12,6 +12,7 @@ mod chaos;
 mod client;
 mod faults;
 mod inspect;
+mod kv_events;
 mod process;
 mod serve;
 mod simulate;

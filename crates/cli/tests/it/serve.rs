@@ -140,6 +140,27 @@ fn bad_configuration_is_named() {
         .args(["serve", "--print-config"]);
     let printed = String::from_utf8(exported.output().unwrap().stdout).unwrap();
     assert!(printed.contains("otlp_endpoint = \"http://collector:4318\""), "{printed}");
+    let one = "[[instances]]\nurl = \"http://a:1\"\n";
+    let events = "[kv_events]\nenabled = true\n";
+    let wildcard = "kv_events = { endpoint = \"tcp://*:5557\" }\n";
+    says_of(
+        &format!("{events}{one}{wildcard}"),
+        &["http://a:1", "tcp://*:5557", "host in place of"],
+    );
+    says_of(&format!("{events}hash_algo = \"xxhash\"\n{one}"), &["xxhash", "sha256_cbor"]);
+    says_of(&format!("{events}block_size = 0\n{one}"), &["kv_events.block_size is 0"]);
+    says_of(&format!("{events}[kv_events.audit]\nrecall_min = 2.0\n{one}"), &["recall_min is 2"]);
+    let stale = "snapshot = \"x\"\n[index.signal]\ndelay_s = 1.0\n";
+    says_of(&format!("{events}{stale}{one}"), &["kv_events.snapshot", "index.signal"]);
+    says_of(&format!("{events}[index]\nbudget_bytes = 100000\n{one}"), &["index.budget_bytes"]);
+    let flags = ["serve", "--instance", "http://a:1"];
+    let with = |more: &[&str]| complaint(&[&flags[..], more].concat());
+    says(&with(&["--tokenizer", "x"]), &["--tokenizer", "--kv-events"]);
+    says(
+        &with(&["--kv-events", "--tokenizer", dir.path().to_str().unwrap()]),
+        &["prompt.tokenizer", "tokenizer.json"],
+    );
+    says(&with(&["--kv-events", "--prefix-caching-hash-algo", "md5"]), &["md5", "sha256_cbor"]);
     says(&complaint(&["mock", "--faults", "{\"hangs\": true}"]), &["hangs", "hang"]);
     says(&complaint(&["mock", "--time-scale", "0"]), &["time_scale", "0"]);
     assert!(stdout(&["serve", "--print-config"]).contains("probe_interval_s"));

@@ -4,16 +4,19 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use http::StatusCode;
 use kvroute_policy::Reason;
 use kvroute_router::{Routed, Ticket};
 use kvroute_types::TokenCount;
 use opentelemetry::KeyValue;
 
+use super::caches::Prediction;
 use super::{Core, Fleet};
 use crate::config::{GatewayConfig, seconds};
 use crate::instance::Instance;
 use crate::metrics::{Outcome, RouteMetrics};
 use crate::trace::RequestSpan;
+use crate::usage::Reported;
 
 /// Weight of the newest sample in an instance's prefill rate.
 const RATE_WEIGHT: f64 = 0.2;
@@ -29,6 +32,19 @@ enum Kind {
     Speaking,
     /// In one piece.
     Whole,
+}
+
+/// What was decided of a request.
+pub(super) struct Booking {
+    pub(super) routed: Routed,
+    pub(super) policy: &'static str,
+    /// When the client's request came.
+    pub(super) arrived: Instant,
+    /// When it was booked.
+    pub(super) sent: Instant,
+    /// Prefill work at the instance, its own included, tokens.
+    pub(super) work_tokens: u64,
+    pub(super) prediction: Prediction,
 }
 
 /// A request booked at an instance. Dropping it ends the booking, on every path there is.
@@ -47,21 +63,23 @@ pub(crate) struct Flight {
     work_tokens: u64,
     kind: Kind,
     outcome: Outcome,
+    prediction: Prediction,
+    /// Whether the answer is one to the request, and not an error.
+    is_success: bool,
+    /// What the answer said of the prompt.
+    reported: Option<Reported>,
     /// Ends with the flight that answers.
     pub(crate) span: RequestSpan,
 }
 
 impl Flight {
-    /// `arrived` is when the client's request did, `sent` when it was booked.
     pub(super) fn new(
         fleet: Arc<Fleet>,
         instance: Arc<Instance>,
         metrics: Arc<RouteMetrics>,
-        policy: &'static str,
-        routed: Routed,
-        (arrived, sent): (Instant, Instant),
-        work_tokens: u64,
+        booking: Booking,
     ) -> Self {
+        let Booking { routed, policy, arrived, sent, work_tokens, prediction } = booking;
         Self {
             fleet,
             instance,
@@ -75,6 +93,9 @@ impl Flight {
             work_tokens,
             kind: Kind::Waiting,
             outcome: Outcome::Abandoned,
+            prediction,
+            is_success: false,
+            reported: None,
             span: RequestSpan::default(),
         }
     }
@@ -126,6 +147,36 @@ impl Flight {
         self.heard(now);
         if self.kind == Kind::Speaking {
             self.metrics.itl.observe(gap_s);
+        }
+    }
+
+    /// The answer's head is there.
+    pub(crate) fn answers(&mut self, status: StatusCode) {
+        self.is_success = status.is_success();
+        self.span.answered(status);
+    }
+
+    /// The answer said this of its prompt.
+    pub(crate) fn reported(&mut self, reported: Option<Reported>) {
+        self.reported = reported;
+    }
+
+    /// Compares what was predicted with what was found, once the answer is there.
+    fn compare(&self, core: &mut Core) {
+        let Prediction { request, source, is_expected, is_auditable } = self.prediction;
+        let is_answered = self.is_success && self.outcome == Outcome::Answered;
+        if is_expected && is_answered {
+            core.compare_cached(self.fleet.now(), self.instance.id, request, self.reported);
+        } else if is_expected {
+            core.forget_expected(self.instance.id, request);
+        }
+        let cached = self.reported.and_then(|reported| reported.cached_tokens);
+        if is_answered
+            && is_auditable
+            && let (Some(source), Some(cached), Some(predicted)) =
+                (source, cached, self.predicted_cached_tokens)
+        {
+            self.metrics.compared(source, predicted, cached);
         }
     }
 
@@ -182,6 +233,7 @@ impl Drop for Flight {
         if let Some(ticket) = self.ticket.take() {
             core.router.end(ticket);
         }
+        self.compare(&mut core);
         if core.candidate(self.instance.id).is_some_and(|it| it.in_flight == 0) {
             self.instance.activity.rests(self.silence(&core, &config));
         }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use kvroute_decision_log::{Decision, Event, FORMAT, LoggedRequest, Route, Start};
 use kvroute_policy::{Policy, PolicyConfig, RequestView};
-use kvroute_router::{InvalidRouterConfig, Routed, Router, Ticket};
+use kvroute_router::{CacheNews, InvalidRouterConfig, Routed, Router, SnapshotError, Ticket};
 use kvroute_types::{InstanceId, LoadSnapshot, Timestamp};
 
 use crate::config::GatewayConfig;
@@ -78,6 +78,29 @@ impl LoggedRouter {
         if let Some(log) = &mut self.log {
             log.append(now, Event::Load { id, reading });
         }
+    }
+
+    pub(super) fn observe_cache(&mut self, now: Timestamp, id: InstanceId, news: CacheNews) {
+        if let Some(log) = &mut self.log {
+            log.append(now, Event::Cache { id, news: news.clone() });
+        }
+        self.router.observe_cache(now, id, news);
+    }
+
+    pub(super) fn set_believed(&mut self, id: InstanceId, believed: bool) {
+        self.router.set_believed(id, believed);
+        self.note(|| Event::Believed { id, believed });
+    }
+
+    pub(super) fn instance_restarted(&mut self, id: InstanceId) {
+        self.router.instance_restarted(id);
+        self.note(|| Event::InstanceRestarted { id });
+    }
+
+    pub(super) fn restore(&mut self, snapshot: &[u8]) -> Result<(), SnapshotError> {
+        self.router.restore(snapshot)?;
+        self.note(|| Event::Restored { snapshot: snapshot.to_vec() });
+        Ok(())
     }
 
     pub(super) fn route_except(

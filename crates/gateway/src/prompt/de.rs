@@ -6,7 +6,7 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::{Content, Part, Prompt, Text};
+use super::{Content, Part, Prompt, Prompts, Text};
 
 /// A value, or `None` where it has another form: engines read `"16"` and `16.0` as 16, or refuse it themselves.
 pub(super) fn lax<'de, T, D>(from: D) -> Result<Option<T>, D::Error>
@@ -75,11 +75,11 @@ impl<'de> StringOrSequence<'de> for Content<'de> {
     }
 }
 
-impl<'de> StringOrSequence<'de> for Prompt<'de> {
+impl<'de> StringOrSequence<'de> for Prompts<'de> {
     const EXPECTED: &'static str = "a string, a list of token ids, or a list of either";
 
     fn string(text: Cow<'de, str>) -> Self {
-        Self::Text(text)
+        Self { first: Prompt::Text(text), are_several: false }
     }
 
     fn sequence<A: SeqAccess<'de>>(mut items: A) -> Result<Self, A::Error> {
@@ -103,11 +103,11 @@ impl<'de> StringOrSequence<'de> for Prompt<'de> {
             }
 
             fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<Item<'de>, E> {
-                Ok(Item::Prompt(Prompt::string(Cow::Borrowed(text))))
+                Ok(Item::Prompt(Prompt::Text(Cow::Borrowed(text))))
             }
 
             fn visit_str<E: Error>(self, text: &str) -> Result<Item<'de>, E> {
-                Ok(Item::Prompt(Prompt::string(Cow::Owned(text.to_owned()))))
+                Ok(Item::Prompt(Prompt::Text(Cow::Owned(text.to_owned()))))
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut ids: A) -> Result<Item<'de>, A::Error> {
@@ -126,14 +126,17 @@ impl<'de> StringOrSequence<'de> for Prompt<'de> {
         }
 
         let mut ids = Vec::new();
-        let mut first = None;
+        let (mut first, mut count) = (None, 0);
         while let Some(item) = items.next_element()? {
             match item {
                 Item::Id(id) => ids.push(id),
-                Item::Prompt(prompt) => first = first.or(Some(prompt)),
+                Item::Prompt(prompt) => {
+                    count += 1;
+                    first = first.or(Some(prompt));
+                }
             }
         }
-        Ok(first.unwrap_or(Self::Ids(ids)))
+        Ok(Self { first: first.unwrap_or(Prompt::Ids(ids)), are_several: count > 1 })
     }
 }
 
@@ -146,7 +149,7 @@ macro_rules! deserialize_shape {
         }
     )+};
 }
-deserialize_shape!(Text Content Prompt);
+deserialize_shape!(Text Content Prompts);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Part<'a> {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
