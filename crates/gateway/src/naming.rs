@@ -14,7 +14,7 @@ use kvroute_prompt_tokens::{
 };
 use kvroute_types::{BlockHash, TokenCount};
 use kvroute_vllm_wire::{ExtraKeys, LoraKey};
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinError, spawn_blocking};
 
 use crate::config::GatewayConfig;
 use crate::prompt::{Names, RoutingFacts};
@@ -32,6 +32,9 @@ pub(crate) enum Unnamed {
     /// The tokenizer, or the template, says why not.
     #[error(transparent)]
     Unknown(#[from] Unknown),
+    /// The tokenizer panicked on it.
+    #[error("the tokenizer panicked: {0}")]
+    Panicked(#[from] JoinError),
 }
 
 impl Unnamed {
@@ -40,6 +43,7 @@ impl Unnamed {
         match self {
             Self::NoTokenizer => "no_tokenizer",
             Self::Unknown(unknown) => unknown.kind(),
+            Self::Panicked(_) => "panicked",
         }
     }
 }
@@ -138,7 +142,7 @@ impl Namer {
         } else {
             let (namer, body) = (Arc::clone(self), body.clone());
             let naming = spawn_blocking(move || namer.named(endpoint, &body, ids, &keys));
-            naming.await.map_err(|_| Unknown::Unsupported { field: "body" })?
+            naming.await?
         };
         let Named { blocks, tokens, has_extra_keys, is_only } = named?;
         facts.prompt_blocks = blocks;

@@ -267,7 +267,12 @@ fn spawn_thread<F: Future<Output = ()>>(
     name: String,
     task: impl FnOnce() -> F + Send + 'static,
 ) -> io::Result<thread::JoinHandle<()>> {
-    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+    // Long prompts are tokenised on its blocking threads: more of them than cores would only wait for one another.
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(cores.max(2))
+        .build()?;
     thread::Builder::new().name(name).spawn(move || LocalSet::new().block_on(&runtime, task()))
 }
 
