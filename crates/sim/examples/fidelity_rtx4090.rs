@@ -10,8 +10,10 @@
 mod rtx4090;
 
 use kvroute_lab::{Compared, Latencies, LatencyComparison};
+use kvroute_profile::{DecodeSecond, LogSecond, StepOverhead};
 use kvroute_sim::{SimConfig, SimOutcome};
 use kvroute_workload::{Plan, Workload};
+use rtx4090::Estimator;
 
 fn main() {
     let measured = rtx4090::measured();
@@ -24,7 +26,11 @@ fn main() {
     println!();
     print_sensitivity(&measured, &config, &workload);
     println!();
-    print_overhead_estimates(&config, &workload);
+    print_decode_steps(&config, &workload);
+    println!();
+    print_known_overheads(&config);
+    println!();
+    print_measured_overhead(&config, &workload);
 }
 
 /// The five figures of each latency.
@@ -83,10 +89,10 @@ fn print_sensitivity(measured: &Latencies, right: &SimConfig, workload: &(Worklo
             "no admission gate (`scheduler_reserve_full_isl` off)",
             changed(|config| config.engine.scheduler_reserve_full_isl = false),
         ),
-        ("no step overhead", changed(|config| config.profile.step.overhead_s = 0.0)),
+        ("kernels as profiled, no step overhead", rtx4090::with_overhead(right, 0.0)),
         (
-            "step overhead 0.76 ms instead of 1.12",
-            changed(|config| config.profile.step.overhead_s = 0.76e-3),
+            "contexts taken as equal (no tail)",
+            changed(|config| config.profile.step.decode_tail_s_per_token = 0.0),
         ),
     ];
     let header = "| settings | TTFT mean | p99 | TPOT mean | p99 | E2E mean | p99 | duration | preemptions |";
@@ -105,18 +111,102 @@ fn print_sensitivity(measured: &Latencies, right: &SimConfig, workload: &(Worklo
     }
 }
 
-/// What the estimator of the step overhead finds where the overhead is known: in simulated runs.
-fn print_overhead_estimates(config: &SimConfig, workload: &(Workload, Plan)) {
-    println!("| step overhead of the run | found in its log |\n|---|---:|");
-    for ms in [0.0, 0.25, 0.5, 0.75, 1.0, 1.12, 1.25, 1.5] {
-        let mut config = config.clone();
-        config.profile.step.overhead_s = ms * 1e-3;
-        let log = rtx4090::simulated_log(&config, workload);
-        let found_ms = 1e3 * rtx4090::estimated_overhead_s(&config, &log);
-        println!("| {ms} ms, simulated | {found_ms:.2} ms |");
+/// What the step overhead is estimated to be where it is known: in simulated runs.
+fn print_known_overheads(config: &SimConfig) {
+    let mut workloads = vec![rtx4090::workload()];
+    workloads.extend((1..=5).map(rtx4090::workload_drawn_anew));
+    let estimators: Vec<Estimator> = workloads
+        .iter()
+        .map(|workload| Estimator::new(config, workload, rtx4090::WHOLE_RUN))
+        .collect();
+    println!("| step overhead of the run | estimates | mean | standard deviation | furthest off |");
+    println!("|---:|---:|---:|---:|---:|");
+    for overhead_ms in [-0.5, 0.0, 0.5, 1.0, 1.5] {
+        let run = rtx4090::with_overhead(config, 1e-3 * overhead_ms);
+        let estimate_ms = |(estimator, workload): (&Estimator, _), seed| {
+            1e3 * estimator.overhead_s(&rtx4090::simulated_log(&run, workload, seed))
+        };
+        let of_workload = |pair| (100..108).map(move |seed| estimate_ms(pair, seed));
+        let found: Vec<f64> = estimators.iter().zip(&workloads).flat_map(of_workload).collect();
+        let count = found.len() as f64;
+        let mean = found.iter().sum::<f64>() / count;
+        let squares: f64 = found.iter().map(|ms| (ms - mean) * (ms - mean)).sum();
+        let deviation = (squares / (count - 1.0)).sqrt();
+        let furthest = found.iter().map(|ms| (ms - overhead_ms).abs()).fold(0.0, f64::max);
+        println!(
+            "| {overhead_ms:+.2} ms | {count} | {mean:+.2} ms | {deviation:.2} ms | {furthest:.2} ms |"
+        );
     }
-    let found_ms = 1e3 * rtx4090::estimated_overhead_s(config, &rtx4090::measured_log());
-    println!("| measured | {found_ms:.2} ms |");
+}
+
+/// The step overhead of the measured run, and what one half of its log says of the other.
+fn print_measured_overhead(config: &SimConfig, workload: &(Workload, Plan)) {
+    let log = rtx4090::measured_log();
+    let middle = log[log.len() / 2 - 1].t;
+    // The end of the second that ends a half is in that half.
+    let halves = [("first half", 0.0..middle + 0.5), ("second half", middle + 0.5..f64::INFINITY)];
+    let at_middle = tokens_until(&log, middle);
+    println!(
+        "| estimated from | step overhead | the other half's tokens: measured | simulated | error |"
+    );
+    println!("|---|---:|---:|---:|---:|");
+    let whole = Estimator::new(config, workload, rtx4090::WHOLE_RUN).overhead_s(&log);
+    println!("| the whole log | {:+.2} ms | | | |", 1e3 * whole);
+    for (name, half) in halves {
+        let of_other_half = |log: &[LogSecond]| {
+            let reached = time_of(log, at_middle);
+            let is_first = half.start <= 0.0;
+            if is_first { time_of(log, f64::INFINITY) - reached } else { reached }
+        };
+        let overhead_s = Estimator::new(config, workload, half.clone()).overhead_s(&log);
+        let run = rtx4090::with_overhead(config, overhead_s);
+        let simulated = rtx4090::simulated_log(&run, workload, 0);
+        let [should, is] = [&log, &simulated].map(|log| of_other_half(log));
+        let found_ms = 1e3 * overhead_s;
+        let error = error(is, should);
+        println!("| {name} | {found_ms:+.2} ms | {should:.1} s | {is:.1} s | {error} |");
+    }
+}
+
+/// Output tokens made by a time of the log.
+fn tokens_until(log: &[LogSecond], t: f64) -> f64 {
+    log.iter().filter(|second| second.t <= t).map(|second| second.gen_throughput).sum()
+}
+
+/// When the log's run had made so many output tokens, between its seconds in proportion, or all of them.
+fn time_of(log: &[LogSecond], tokens: f64) -> f64 {
+    let mut made = 0.0;
+    for second in log {
+        if made + second.gen_throughput >= tokens {
+            return second.t - 1.0 + (tokens - made) / second.gen_throughput;
+        }
+        made += second.gen_throughput;
+    }
+    log.last().map_or(f64::NAN, |second| second.t)
+}
+
+/// Decode-only steps beyond kernels of equal contexts, by batch: measured, and simulated with the profile.
+fn print_decode_steps(config: &SimConfig, workload: &(Workload, Plan)) {
+    let measured = rtx4090::decode_seconds(config, &rtx4090::measured_log()).seconds;
+    let simulated: Vec<DecodeSecond> = (1..9)
+        .map(|seed| rtx4090::simulated_log(config, workload, seed))
+        .flat_map(|log| rtx4090::decode_seconds(config, &log).seconds)
+        .collect();
+    println!("| sequences running | measured | seconds | simulated |\n|---|---:|---:|---:|");
+    for (name, least, most) in [
+        ("8 to 16", 8.0, 16.0),
+        ("17 to 24", 16.5, 24.0),
+        ("25 to 32", 24.5, 32.0),
+        ("more", 32.5, f64::INFINITY),
+    ] {
+        let of_size = |seconds: &[DecodeSecond]| {
+            let within = |second: &&DecodeSecond| (least..=most).contains(&second.running);
+            StepOverhead { seconds: seconds.iter().filter(within).copied().collect() }
+        };
+        let (measured, simulated) = (of_size(&measured), of_size(&simulated));
+        let [should, is] = [&measured, &simulated].map(|o| 1e3 * o.mean_s().unwrap_or(f64::NAN));
+        println!("| {name} | {should:+.2} ms | {} | {is:+.2} ms |", measured.seconds.len());
+    }
 }
 
 /// Mean of the run's once-a-second samples.

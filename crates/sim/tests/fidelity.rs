@@ -3,6 +3,7 @@
 mod rtx4090;
 
 use kvroute_lab::{Compared, Latencies, LatencyComparison};
+use rtx4090::Estimator;
 
 /// Largest relative error of the duration and of mean and p99 of each latency: what was reached, rounded up.
 const TOLERANCE: f64 = 0.02;
@@ -26,21 +27,32 @@ fn rtx4090_run_is_reproduced() {
     }
 }
 
-/// The profile's step overhead is an estimate from the measured run's log; here from logs of runs whose overhead is known.
+/// The profile's step overhead is an estimate from the measured run's log; here from logs of runs whose overhead is
+/// known, of the same requests with arrivals drawn anew.
 #[test]
 fn the_step_overhead_is_found_in_a_log() {
-    let workload = rtx4090::workload();
-    for overhead_s in [0.0, 0.5e-3, 1.12e-3] {
-        let mut config = rtx4090::config();
-        config.profile.step.overhead_s = overhead_s;
-        let log = rtx4090::simulated_log(&config, &workload);
-        let found_s = rtx4090::estimated_overhead_s(&config, &log);
-        let apart_ms = 1e3 * (found_s - overhead_s);
-        assert!((0.0..0.2).contains(&apart_ms), "{overhead_s} s: {apart_ms} ms too high");
-    }
     let config = rtx4090::config();
-    let measured_s = rtx4090::estimated_overhead_s(&config, &rtx4090::measured_log());
-    assert!((measured_s - config.profile.step.overhead_s).abs() < 1e-6, "{measured_s} s");
+    let mut errors_ms = Vec::new();
+    for seed in 1..=3 {
+        let workload = rtx4090::workload_drawn_anew(seed);
+        let estimator = Estimator::new(&config, &workload, rtx4090::WHOLE_RUN);
+        for overhead_ms in [0.0, 0.5, 1.0, 1.5] {
+            let run = rtx4090::with_overhead(&config, 1e-3 * overhead_ms);
+            let log = rtx4090::simulated_log(&run, &workload, 100);
+            errors_ms.push(1e3 * estimator.overhead_s(&log) - overhead_ms);
+        }
+    }
+    let mean_ms = errors_ms.iter().sum::<f64>() / errors_ms.len() as f64;
+    assert!(mean_ms.abs() < 0.06, "{errors_ms:?}");
+    assert!(errors_ms.iter().all(|error| error.abs() < 0.3), "{errors_ms:?}");
+}
+
+#[test]
+fn the_profile_has_the_step_overhead_of_the_measured_log() {
+    let (config, workload) = (rtx4090::config(), rtx4090::workload());
+    let estimator = Estimator::new(&config, &workload, rtx4090::WHOLE_RUN);
+    let found_s = estimator.overhead_s(&rtx4090::measured_log());
+    assert!((found_s - rtx4090::OVERHEAD_S).abs() < 1e-7, "{found_s} s");
 }
 
 fn assert_close(what: &str, simulated: f64, measured: f64) {
