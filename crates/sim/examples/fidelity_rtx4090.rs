@@ -13,7 +13,7 @@ use kvroute_lab::{Compared, Latencies, LatencyComparison};
 use kvroute_profile::{DecodeSecond, LogSecond, StepOverhead};
 use kvroute_sim::{SimConfig, SimOutcome};
 use kvroute_workload::{Plan, Workload};
-use rtx4090::Estimator;
+use rtx4090::{Estimator, earlier_run};
 
 fn main() {
     let measured = rtx4090::measured();
@@ -30,7 +30,9 @@ fn main() {
     println!();
     print_known_overheads(&config);
     println!();
-    print_measured_overhead(&config, &workload);
+    print_measured_overhead(&measured, &config, &workload);
+    println!();
+    print_earlier_run(&config, &workload);
 }
 
 /// The five figures of each latency.
@@ -139,32 +141,48 @@ fn print_known_overheads(config: &SimConfig) {
     }
 }
 
-/// The step overhead of the measured run, and what one half of its log says of the other.
-fn print_measured_overhead(config: &SimConfig, workload: &(Workload, Plan)) {
-    let log = rtx4090::measured_log();
+/// A time that a log tells, s.
+type TimeOf<'a> = &'a dyn Fn(&[LogSecond]) -> f64;
+
+/// The step overhead that several logs show, and the run simulated with each: how long the half of it takes that the log
+/// is not of, and the error of a latency that is furthest off.
+fn print_measured_overhead(measured: &Latencies, config: &SimConfig, workload: &(Workload, Plan)) {
+    let (log, whole) = (rtx4090::measured_log(), rtx4090::WHOLE_RUN);
     let middle = log[log.len() / 2 - 1].t;
-    // The end of the second that ends a half is in that half.
-    let halves = [("first half", 0.0..middle + 0.5), ("second half", middle + 0.5..f64::INFINITY)];
+    // The second that ends in the middle is of the first half.
+    let (first, second) = (whole.start..middle + 0.5, middle + 0.5..whole.end);
     let at_middle = tokens_until(&log, middle);
-    println!(
-        "| estimated from | step overhead | the other half's tokens: measured | simulated | error |"
-    );
-    println!("|---|---:|---:|---:|---:|");
-    let whole = Estimator::new(config, workload, rtx4090::WHOLE_RUN).overhead_s(&log);
-    println!("| the whole log | {:+.2} ms | | | |", 1e3 * whole);
-    for (name, half) in halves {
-        let of_other_half = |log: &[LogSecond]| {
-            let reached = time_of(log, at_middle);
-            let is_first = half.start <= 0.0;
-            if is_first { time_of(log, f64::INFINITY) - reached } else { reached }
-        };
-        let overhead_s = Estimator::new(config, workload, half.clone()).overhead_s(&log);
+    let time_of_first = |log: &[LogSecond]| time_of(log, at_middle);
+    let time_of_second = |log: &[LogSecond]| time_of(log, f64::INFINITY) - time_of(log, at_middle);
+    let of_half = |half| Estimator::new(config, workload, half).overhead_s(&log);
+
+    let blocks = earlier_run::kv_blocks(config, workload);
+    let earlier = earlier_run::config(config, blocks);
+    let of_earlier = Estimator::without_usage(&earlier, workload).overhead_s(&earlier_run::log());
+    let rows: [(&str, f64, Option<TimeOf>); 5] = [
+        ("the run's log", of_half(whole), None),
+        ("its first half", of_half(first), Some(&time_of_second)),
+        ("its second half", of_half(second), Some(&time_of_first)),
+        ("the earlier run's log", of_earlier, None),
+        ("nothing: kernels as profiled", 0.0, None),
+    ];
+    let columns = "| estimated from | step overhead | the other half takes | simulated | error | largest of the 15 errors |";
+    println!("{columns}\n|---|---:|---:|---:|---:|---:|");
+    for (name, overhead_s, other_half) in rows {
         let run = rtx4090::with_overhead(config, overhead_s);
-        let simulated = rtx4090::simulated_log(&run, workload, 0);
-        let [should, is] = [&log, &simulated].map(|log| of_other_half(log));
-        let found_ms = 1e3 * overhead_s;
-        let error = error(is, should);
-        println!("| {name} | {found_ms:+.2} ms | {should:.1} s | {is:.1} s | {error} |");
+        let other_half = other_half.map_or_else(
+            || "| | | ".to_owned(),
+            |time| {
+                let simulated = rtx4090::simulated_log(&run, workload, 0);
+                let [should, is] = [&log, &simulated].map(|log| time(log));
+                format!("| {should:.1} s | {is:.1} s | {} ", error(is, should))
+            },
+        );
+        let compared = LatencyComparison::new(measured, &rtx4090::simulated(&run, workload).0);
+        let errors = compared.latencies().map(|(_, figures)| figures.figures());
+        let errors = errors.iter().flatten().filter_map(|(_, figure)| figure.relative_error);
+        let largest = percent(errors.max_by(|a, b| a.abs().total_cmp(&b.abs())));
+        println!("| {name} | {:+.2} ms {other_half}| {largest} |", 1e3 * overhead_s);
     }
 }
 
@@ -206,6 +224,30 @@ fn print_decode_steps(config: &SimConfig, workload: &(Workload, Plan)) {
         let (measured, simulated) = (of_size(&measured), of_size(&simulated));
         let [should, is] = [&measured, &simulated].map(|o| 1e3 * o.mean_s().unwrap_or(f64::NAN));
         println!("| {name} | {should:+.2} ms | {} | {is:+.2} ms |", measured.seconds.len());
+    }
+}
+
+/// The earlier run: the number of KV blocks that its queues show, and its latencies with it.
+fn print_earlier_run(later: &SimConfig, workload: &(Workload, Plan)) {
+    println!("| KV blocks | running and waiting requests, apart |\n|---:|---:|");
+    let found = earlier_run::kv_blocks(later, workload);
+    for blocks in [found - 100, found - 20, found, found + 20, found + 100] {
+        println!("| {blocks} | {:.1} |", earlier_run::queues_apart(later, workload, blocks));
+    }
+    let (run, _) = rtx4090::simulated(&earlier_run::config(later, found), workload);
+    println!("\n| latency | | measured | simulated | error |\n|---|---|---:|---:|---:|");
+    for ((name, measured), simulated) in
+        earlier_run::FIGURES.into_iter().zip(earlier_run::figures(&run))
+    {
+        let (unit, per_ms) = if name == "TPOT" { ("ms", 1.0) } else { ("s", 1e-3) };
+        for (figure, (is, should)) in ["mean", "p50", "p90", "p95", "p99"]
+            .into_iter()
+            .zip(simulated.into_iter().zip(measured))
+        {
+            let error = error(is, should);
+            let [should, is] = [should, is].map(|ms| ms * per_ms);
+            println!("| {name} | {figure} | {should:.2} {unit} | {is:.2} {unit} | {error} |");
+        }
     }
 }
 

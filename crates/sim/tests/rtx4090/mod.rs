@@ -1,5 +1,7 @@
 //! The measured vLLM run on an RTX 4090 and its simulation, for the fidelity test and the example that prints it.
 
+pub(crate) mod earlier_run;
+
 use std::fs::File;
 use std::io::BufReader;
 use std::ops::Range;
@@ -102,6 +104,8 @@ pub(crate) fn decode_seconds(config: &SimConfig, log: &[LogSecond]) -> StepOverh
 pub(crate) struct Estimator<'a> {
     config: &'a SimConfig,
     seconds: Range<f64>,
+    /// Whether logs tell the KV usage. If not, contexts count as empty in all of them.
+    has_usage: bool,
     /// The statistic without overhead, s.
     at_zero_s: f64,
     /// Its growth with the overhead.
@@ -117,13 +121,24 @@ impl<'a> Estimator<'a> {
         workload: &(Workload, Plan),
         seconds: Range<f64>,
     ) -> Self {
-        let mut estimator = Self { config, seconds, at_zero_s: 0.0, slope: 1.0 };
+        let uncalibrated = Self { config, seconds, has_usage: true, at_zero_s: 0.0, slope: 1.0 };
+        uncalibrated.calibrated(workload)
+    }
+
+    /// For logs that do not tell the KV usage.
+    pub(crate) fn without_usage(config: &'a SimConfig, workload: &(Workload, Plan)) -> Self {
+        let uncalibrated =
+            Self { config, seconds: WHOLE_RUN, has_usage: false, at_zero_s: 0.0, slope: 1.0 };
+        uncalibrated.calibrated(workload)
+    }
+
+    fn calibrated(mut self, workload: &(Workload, Plan)) -> Self {
         let points: Vec<(f64, f64)> = Self::OVERHEADS_MS
             .into_iter()
             .flat_map(|ms| Self::SEEDS.map(move |seed| (ms * 1e-3, seed)))
             .map(|(overhead_s, seed)| {
-                let log = simulated_log(&with_overhead(config, overhead_s), workload, seed);
-                (overhead_s, estimator.statistic_s(&log))
+                let log = simulated_log(&with_overhead(self.config, overhead_s), workload, seed);
+                (overhead_s, self.statistic_s(&log))
             })
             .collect();
         let mean =
@@ -131,15 +146,20 @@ impl<'a> Estimator<'a> {
         let (x, y) = (mean(|point| point.0), mean(|point| point.1));
         let covariance: f64 = points.iter().map(|point| (point.0 - x) * (point.1 - y)).sum();
         let variance: f64 = points.iter().map(|point| (point.0 - x) * (point.0 - x)).sum();
-        estimator.slope = covariance / variance;
-        estimator.at_zero_s = y - estimator.slope * x;
-        estimator
+        self.slope = covariance / variance;
+        self.at_zero_s = y - self.slope * x;
+        self
     }
 
     /// What the statistic is in a log, s.
-    pub(crate) fn statistic_s(&self, log: &[LogSecond]) -> f64 {
+    fn statistic_s(&self, log: &[LogSecond]) -> f64 {
+        let seen = |second: &LogSecond| LogSecond {
+            kv_cache_pct: if self.has_usage { second.kv_cache_pct } else { 0.0 },
+            ..*second
+        };
+        let log: Vec<LogSecond> = log.iter().map(seen).collect();
         let within = |second: &DecodeSecond| self.seconds.contains(&second.t);
-        let seconds = decode_seconds(self.config, log).seconds.into_iter().filter(within);
+        let seconds = decode_seconds(self.config, &log).seconds.into_iter().filter(within);
         let found = StepOverhead { seconds: seconds.collect() };
         found.mean_s().expect("there are seconds in which only decoding happens")
     }
