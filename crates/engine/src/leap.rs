@@ -29,11 +29,37 @@ pub(crate) struct Leap {
     taken: u32,
     /// Requests in the batch.
     seqs: u32,
-    /// Context of the next step to be formed, summed over the batch, tokens.
-    decode_context: u64,
+    /// Context of the next step to be formed, tokens.
+    context: Context,
     /// When every request of the batch had its latest token.
     last_token: Timestamp,
     crossings: Crossings,
+}
+
+/// Contexts of a decode batch, tokens.
+#[derive(Clone, Copy, Debug)]
+struct Context {
+    sum: u64,
+    longest: u64,
+}
+
+impl Context {
+    /// Work of `seqs` decodes with these contexts.
+    fn load(self, seqs: u32) -> StepLoad {
+        StepLoad {
+            tokens: seqs,
+            decode_seqs: seqs,
+            decode_context: self.sum,
+            decode_context_max: self.longest,
+            sampled: seqs,
+            ..StepLoad::default()
+        }
+    }
+
+    /// One step later.
+    fn next(self, seqs: u32) -> Self {
+        Self { sum: self.sum + u64::from(seqs), longest: self.longest + 1 }
+    }
 }
 
 /// Which requests touch a block boundary, by step modulo the block size, in running order.
@@ -75,13 +101,13 @@ impl Engine {
         let requests = &self.scheduler.requests;
         let seqs = u32::try_from(self.scheduler.running.len()).expect("slots are 32 bits");
         let computed = |&slot: &Slot| u64::from(requests[slot as usize].computed) + 1;
-        let decode_context: u64 = self.scheduler.running.iter().map(computed).sum();
-        let (steps, end) = self.plan_steps(steps, seqs, decode_context, &crossings);
+        let contexts = || self.scheduler.running.iter().map(computed);
+        let context = Context { sum: contexts().sum(), longest: contexts().max().unwrap_or(0) };
+        let (steps, end) = self.plan_steps(steps, seqs, context, &crossings);
         if steps < MIN_STEPS {
             return;
         }
-        self.leap =
-            Some(Leap { end, steps, taken: 0, seqs, decode_context, last_token, crossings });
+        self.leap = Some(Leap { end, steps, taken: 0, seqs, context, last_token, crossings });
     }
 
     /// Takes the planned steps that are due by `until`; ends the leap when all are taken.
@@ -218,7 +244,7 @@ impl Engine {
         &mut self,
         steps: u32,
         seqs: u32,
-        mut decode_context: u64,
+        mut context: Context,
         crossings: &Crossings,
     ) -> (u32, Timestamp) {
         let mut free = self.scheduler.pool.free_blocks();
@@ -231,13 +257,13 @@ impl Engine {
                 return (step, end);
             }
             free -= new_blocks;
-            let formed = self.work_ns(&decode_load(seqs, decode_context));
+            let formed = self.work_ns(&context.load(seqs));
             let next = following.replace(formed).unwrap_or(formed);
             if self.pipeline.len() == 1 {
                 following = None;
             }
             end = end.plus_nanos(self.stretched(next));
-            decode_context += u64::from(seqs);
+            context = context.next(seqs);
         }
         (steps, end)
     }
@@ -266,20 +292,10 @@ impl Engine {
             let grown = self.scheduler.grow(slot, computed, known, 1);
             assert!(grown, "the plan counted the blocks");
         }
-        batch.load = decode_load(leap.seqs, leap.decode_context);
+        batch.load = leap.context.load(leap.seqs);
         batch.work_ns = self.work_ns(&batch.load);
         self.push_batch(now, batch);
-        leap.decode_context += u64::from(leap.seqs);
+        leap.context = leap.context.next(leap.seqs);
         leap.taken += 1;
-    }
-}
-
-fn decode_load(seqs: u32, decode_context: u64) -> StepLoad {
-    StepLoad {
-        tokens: seqs,
-        decode_seqs: seqs,
-        decode_context,
-        sampled: seqs,
-        ..StepLoad::default()
     }
 }

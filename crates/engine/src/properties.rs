@@ -22,6 +22,8 @@ fn step_model() -> StepModel {
         prefill_s_per_pair: 3.7e-9,
         decode_s_per_seq: 7e-6,
         decode_s_per_context_token: 151e-9,
+        decode_tail_s_per_token: 710e-9,
+        decode_tail_above_seqs: 2,
         ..StepModel::zero()
     }
 }

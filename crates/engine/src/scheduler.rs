@@ -446,7 +446,9 @@ impl Scheduler {
             load.tokens += item.tokens;
             if item.tokens == 1 {
                 load.decode_seqs += 1;
-                load.decode_context += u64::from(before) + 1;
+                let context = u64::from(before) + 1;
+                load.decode_context += context;
+                load.decode_context_max = load.decode_context_max.max(context);
             } else {
                 let (tokens, before) = (u64::from(item.tokens), u64::from(before));
                 load.prefill_tokens += item.tokens;

@@ -3,6 +3,7 @@
 //! * [`fit_observations`]: times of whole steps, or of runs of steps such as a chunked prefill,
 //!   as a live engine shows them; also published tables.
 //! * [`fit_layer_profile`]: times of single layers, as a kernel profiler writes them.
+//! * [`fit_decode_tail`]: what decodes of unequal length cost more, from the same profiler.
 //! * [`step_overhead`]: what real decode steps took beyond the model, from an engine's log.
 //!
 //! Fits minimise *relative* error, since a 1 ms error is all of a decode step and nothing of a
@@ -10,6 +11,7 @@
 
 mod layers;
 mod least_squares;
+mod unequal;
 mod windows;
 
 use crate::load::StepLoad;
@@ -19,7 +21,8 @@ pub use layers::{
     AttentionTime, FitDomain, LayerFit, LayerProfile, LayerProfileError, ModelShape,
     fit_layer_profile,
 };
-pub use windows::{LogSecond, StepOverhead, read_engine_log, step_overhead};
+pub use unequal::{TailFit, UnequalTime, fit_decode_tail, read_unequal_times};
+pub use windows::{DecodeSecond, LogSecond, StepOverhead, read_engine_log, step_overhead};
 
 /// One measured time and the engine steps it spans.
 #[derive(Clone, Debug, PartialEq)]
@@ -61,6 +64,7 @@ pub enum Coefficient {
     LinearFloor,
     LinearFloorPerToken,
     LinearPerToken,
+    LinearJump,
     SamplePerSeq,
     PrefillPerToken,
     PrefillPerPair,
@@ -70,16 +74,18 @@ pub enum Coefficient {
     DecodePerContextToken,
     MixedDecodePerSeq,
     MixedDecodePerContextToken,
+    DecodeTailPerToken,
 }
 
 impl Coefficient {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::Overhead,
         Self::KernelFloor,
         Self::LinearFloor,
         Self::LinearFloorPerToken,
         Self::LinearPerToken,
+        Self::LinearJump,
         Self::SamplePerSeq,
         Self::PrefillPerToken,
         Self::PrefillPerPair,
@@ -89,6 +95,7 @@ impl Coefficient {
         Self::DecodePerContextToken,
         Self::MixedDecodePerSeq,
         Self::MixedDecodePerContextToken,
+        Self::DecodeTailPerToken,
     ];
 
     /// Its place in a model.
@@ -99,6 +106,7 @@ impl Coefficient {
             Self::LinearFloor => &mut model.linear_floor_s,
             Self::LinearFloorPerToken => &mut model.linear_floor_s_per_token,
             Self::LinearPerToken => &mut model.linear_s_per_token,
+            Self::LinearJump => &mut model.linear_jump_s,
             Self::SamplePerSeq => &mut model.sample_s_per_seq,
             Self::PrefillPerToken => &mut model.prefill_s_per_token,
             Self::PrefillPerPair => &mut model.prefill_s_per_pair,
@@ -108,6 +116,7 @@ impl Coefficient {
             Self::DecodePerContextToken => &mut model.decode_s_per_context_token,
             Self::MixedDecodePerSeq => &mut model.mixed_decode_s_per_seq,
             Self::MixedDecodePerContextToken => &mut model.mixed_decode_s_per_context_token,
+            Self::DecodeTailPerToken => &mut model.decode_tail_s_per_token,
         }
     }
 }

@@ -25,9 +25,10 @@ pub use calibrate::{
     Provenance, layered_profile, probes,
 };
 pub use fit::{
-    AttentionTime, Coefficient, FitDomain, FitError, LayerFit, LayerProfile, LayerProfileError,
-    LogSecond, ModelShape, Observation, Residuals, StepOverhead, fit_layer_profile,
-    fit_observations, read_engine_log, step_overhead,
+    AttentionTime, Coefficient, DecodeSecond, FitDomain, FitError, LayerFit, LayerProfile,
+    LayerProfileError, LogSecond, ModelShape, Observation, Residuals, StepOverhead, TailFit,
+    UnequalTime, fit_decode_tail, fit_layer_profile, fit_observations, read_engine_log,
+    read_unequal_times, step_overhead,
 };
 pub use load::StepLoad;
 pub use profile::{EngineDefaults, LatencyProfile, ProfileError, Source, SourceKind};

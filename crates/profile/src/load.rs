@@ -24,6 +24,8 @@ pub struct StepLoad {
     pub decode_seqs: u32,
     /// Sum over the decodes of their context, in tokens, the new one included.
     pub decode_context: u64,
+    /// Longest of those contexts, tokens; 0 without decodes.
+    pub decode_context_max: u64,
     /// Sequences that sample a token in this step: all decodes and each prompt's last chunk.
     pub sampled: u32,
 }
@@ -42,12 +44,14 @@ impl StepLoad {
         self
     }
 
-    /// This load with `seqs` more decodes that together attend to `context` tokens.
+    /// This load with `seqs` more decodes of equal length that together attend to `context` tokens.
     #[must_use]
     pub fn with_decodes(mut self, seqs: u32, context: u64) -> Self {
         self.tokens += seqs;
         self.decode_seqs += seqs;
         self.decode_context += context;
+        self.decode_context_max =
+            self.decode_context_max.max(context.div_ceil(u64::from(seqs.max(1))));
         self.sampled += seqs;
         self
     }
@@ -74,5 +78,7 @@ mod tests {
         assert_eq!(load.tokens, 67);
         assert_eq!(load.tokens, load.prefill_tokens + load.decode_seqs);
         assert_eq!(load.sampled, 4);
+        let load = load.with_decodes(1, 250).with_decodes(2, 200);
+        assert_eq!((load.decode_context, load.decode_context_max), (750, 250));
     }
 }

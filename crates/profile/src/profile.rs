@@ -176,8 +176,8 @@ impl LatencyProfile {
         if let Some(stray) = named.iter().find(|name| !known.contains(name)) {
             return Err(ProfileError::UnknownField { field: (*stray).to_owned(), known });
         }
-        match known.into_iter().find(|field| !named.contains(field)) {
-            Some(field) => Err(ProfileError::Unsourced { field }),
+        match numbers.into_iter().find(|n| n.needs_source() && !named.contains(n.field)) {
+            Some(Number { field, .. }) => Err(ProfileError::Unsourced { field }),
             None => Ok(()),
         }
     }
@@ -233,6 +233,8 @@ impl LatencyProfile {
             linear_knee,
             linear_tile_tokens,
             linear_tile_above_tokens,
+            linear_jump_s,
+            linear_jump_above_tokens,
             sample_s_per_seq,
             prefill_s_per_token,
             prefill_s_per_pair,
@@ -242,6 +244,8 @@ impl LatencyProfile {
             decode_s_per_context_token,
             mixed_decode_s_per_seq,
             mixed_decode_s_per_context_token,
+            decode_tail_s_per_token,
+            decode_tail_above_seqs,
         } = step;
         let EngineDefaults {
             block_size,
@@ -254,6 +258,8 @@ impl LatencyProfile {
         let cost = |field, value: &f64| Number { field, value: *value, range: Range::Cost };
         let count =
             |field, value: &u32| Number { field, value: f64::from(*value), range: Range::Count };
+        let threshold = |field, value: &u32| Number { range: Range::Cost, ..count(field, value) };
+        let optional = |number| Number { range: Range::Optional, ..number };
         vec![
             cost("request_overhead_s", request_overhead_s),
             cost("request_overhead_s_per_prompt_token", request_overhead_s_per_prompt_token),
@@ -265,10 +271,9 @@ impl LatencyProfile {
             cost("step.linear_s_per_token", linear_s_per_token),
             Number { range: Range::Knee, ..count("step.linear_knee", linear_knee) },
             count("step.linear_tile_tokens", linear_tile_tokens),
-            Number {
-                range: Range::Cost,
-                ..count("step.linear_tile_above_tokens", linear_tile_above_tokens)
-            },
+            threshold("step.linear_tile_above_tokens", linear_tile_above_tokens),
+            optional(cost("step.linear_jump_s", linear_jump_s)),
+            optional(count("step.linear_jump_above_tokens", linear_jump_above_tokens)),
             cost("step.sample_s_per_seq", sample_s_per_seq),
             cost("step.prefill_s_per_token", prefill_s_per_token),
             cost("step.prefill_s_per_pair", prefill_s_per_pair),
@@ -278,6 +283,8 @@ impl LatencyProfile {
             cost("step.decode_s_per_context_token", decode_s_per_context_token),
             cost("step.mixed_decode_s_per_seq", mixed_decode_s_per_seq),
             cost("step.mixed_decode_s_per_context_token", mixed_decode_s_per_context_token),
+            optional(cost("step.decode_tail_s_per_token", decode_tail_s_per_token)),
+            optional(count("step.decode_tail_above_seqs", decode_tail_above_seqs)),
             count("engine.block_size", block_size),
             count("engine.kv_blocks", kv_blocks),
             count("engine.max_num_batched_tokens", max_num_batched_tokens),
@@ -320,6 +327,8 @@ struct Number {
 enum Range {
     /// Finite, not negative.
     Cost,
+    /// The same; a profile may leave it out, and then it is 0 and needs no source.
+    Optional,
     /// At least 1.
     Count,
     /// 1, 2, 4 or 8.
@@ -327,9 +336,15 @@ enum Range {
 }
 
 impl Number {
+    fn needs_source(&self) -> bool {
+        !matches!(self.range, Range::Optional) || self.value != 0.0
+    }
+
     fn check(&self) -> Result<(), ProfileError> {
         let (valid, expected) = match self.range {
-            Range::Cost => (self.value.is_finite() && self.value >= 0.0, "finite and 0 or more"),
+            Range::Cost | Range::Optional => {
+                (self.value.is_finite() && self.value >= 0.0, "finite and 0 or more")
+            }
             Range::Count => (self.value >= 1.0, "1 or more"),
             Range::Knee => ([1.0, 2.0, 4.0, 8.0].contains(&self.value), "1, 2, 4 or 8"),
         };

@@ -12,23 +12,27 @@ use crate::load::StepLoad;
 /// ```text
 /// step      = fixed(n, s) + attention                                         (0 if n = 0)
 /// fixed     = overhead + kernel_floor + linear(n) + sample_per_seq * s
-/// linear(n) = knee(linear_floor + linear_floor_per_token * n,  linear_per_token * tile(n))
+/// linear(n) = knee(linear_floor + linear_floor_per_token * n + jump(n),  linear_per_token * tile(n))
+/// jump(n)   = linear_jump if n > linear_jump_above_tokens, else 0
 /// knee(x,y) = (x^p + y^p)^(1/p),  p = linear_knee          a smooth max; p = 1 is the sum
 /// tile(n)   = n rounded up to a multiple of linear_tile_tokens if n > linear_tile_above_tokens
 /// ```
 ///
 /// Below the knee a step is bound by reading the weights once, above it by arithmetic; the GEMM
-/// kernels of large batches work in whole tiles. Attention of a step without prefill is linear,
+/// kernels of large batches work in whole tiles, and those of the smallest in smaller ones, hence the
+/// jump. Attention of a step without prefill is
 ///
 /// ```text
 /// attention = decode_per_seq * decode_seqs + decode_per_context_token * decode_context
+///           + tail                                  (if decode_seqs > decode_tail_above_seqs)
+/// tail      = decode_tail_per_token * (decode_context_max - decode_context / decode_seqs)
 /// ```
 ///
 /// and of a step with prefill chunks, where decodes run in the variable-length kernel too,
 ///
 /// ```text
-/// attention = max(prefill + decode,
-///                 prefill_per_pair * prefill_wave_rows * decode_context / decode_seqs)
+/// attention = max(prefill + decode + tail,
+///                 prefill_per_pair * prefill_wave_rows * decode_context_max)
 /// prefill   = prefill_per_token * prefill_tokens
 ///           + prefill_per_pair * max(prefill_pairs,
 ///                                    prefill_tile_rows * prefill_context,
@@ -39,8 +43,12 @@ use crate::load::StepLoad;
 ///
 /// The inner `max` says that the kernel pads each chunk's query rows to tiles, and that fewer than
 /// `prefill_wave_rows` rows do not fill the device: one row against a long context takes as long as
-/// that many do. The outer `max` is the same floor for a long decode beside a short chunk; the mean
-/// context stands in for the longest, which a step's sums do not tell.
+/// that many do. The outer `max` is the same floor for a long decode beside a short chunk.
+///
+/// The tail is what contexts of unequal length cost more than equal ones: the kernel gives each
+/// sequence and KV head to one thread block, and those of the longest run on when the others are
+/// done. In small batches without prefill it splits each context among several blocks, and there
+/// is no tail.
 ///
 /// Only `+ - * /`, `sqrt` and comparisons occur: IEEE 754 rounds each of them one way, so a step
 /// takes the same number of nanoseconds on every machine.
@@ -69,6 +77,13 @@ pub struct StepModel {
     pub linear_tile_tokens: u32,
     /// Batches of more tokens than this compute in whole tiles.
     pub linear_tile_above_tokens: u32,
+    /// Linear layers, memory bound: what batches of more than `linear_jump_above_tokens` take
+    /// longer, s; 0 for no jump. A profile may leave it out.
+    #[serde(default, skip_serializing_if = "is_out")]
+    pub linear_jump_s: f64,
+    /// Largest batch below the jump, tokens. A profile may leave it out.
+    #[serde(default, skip_serializing_if = "is_out")]
+    pub linear_jump_above_tokens: u32,
     /// `lm_head` and sampler: time per sampled sequence, s.
     pub sample_s_per_seq: f64,
     /// Prefill attention: time per new token (KV write, masked half of diagonal tiles), s.
@@ -88,6 +103,19 @@ pub struct StepModel {
     pub mixed_decode_s_per_seq: f64,
     /// Decode attention beside prefill chunks: time per context token, s.
     pub mixed_decode_s_per_context_token: f64,
+    /// Decode attention: time per token by which the longest context exceeds the mean, s; 0 if only
+    /// the sum of contexts counts, or nobody measured it. A profile may leave it out.
+    #[serde(default, skip_serializing_if = "is_out")]
+    pub decode_tail_s_per_token: f64,
+    /// Steps without prefill have a tail if they decode more sequences than this. A profile may
+    /// leave it out.
+    #[serde(default, skip_serializing_if = "is_out")]
+    pub decode_tail_above_seqs: u32,
+}
+
+/// Whether a number that a profile may leave out is out.
+fn is_out<T: Default + PartialEq>(number: &T) -> bool {
+    *number == T::default()
 }
 
 impl StepModel {
@@ -102,6 +130,8 @@ impl StepModel {
             linear_knee: 8,
             linear_tile_tokens: 1,
             linear_tile_above_tokens: 0,
+            linear_jump_s: 0.0,
+            linear_jump_above_tokens: 0,
             sample_s_per_seq: 0.0,
             prefill_s_per_token: 0.0,
             prefill_s_per_pair: 0.0,
@@ -111,7 +141,19 @@ impl StepModel {
             decode_s_per_context_token: 0.0,
             mixed_decode_s_per_seq: 0.0,
             mixed_decode_s_per_context_token: 0.0,
+            decode_tail_s_per_token: 0.0,
+            decode_tail_above_seqs: 0,
         }
+    }
+
+    /// This model with every step `seconds` longer, or shorter if negative: the difference goes to
+    /// the overhead, and what would make that negative off the kernel floor, down to 0.
+    #[must_use]
+    pub fn plus_per_step(mut self, seconds: f64) -> Self {
+        let overhead_s = self.overhead_s + seconds;
+        self.overhead_s = overhead_s.max(0.0);
+        self.kernel_floor_s = (self.kernel_floor_s + overhead_s.min(0.0)).max(0.0);
+        self
     }
 
     /// Part of the step time that depends only on the scheduled tokens and sampled sequences, s.
@@ -121,7 +163,10 @@ impl StepModel {
         if tokens == 0 {
             return 0.0;
         }
-        let memory = self.linear_floor_s + self.linear_floor_s_per_token * f64::from(tokens);
+        let mut memory = self.linear_floor_s + self.linear_floor_s_per_token * f64::from(tokens);
+        if tokens > self.linear_jump_above_tokens {
+            memory += self.linear_jump_s;
+        }
         let compute = self.linear_s_per_token * self.tiled(tokens);
         let linear = smooth_max(memory, compute, self.linear_knee);
         self.overhead_s + self.kernel_floor_s + linear + self.sample_s_per_seq * f64::from(sampled)
@@ -132,7 +177,8 @@ impl StepModel {
     pub fn attention_s(&self, load: &StepLoad) -> f64 {
         if load.prefill_tokens == 0 {
             return self.decode_s_per_seq * f64::from(load.decode_seqs)
-                + self.decode_s_per_context_token * load.decode_context as f64;
+                + self.decode_s_per_context_token * load.decode_context as f64
+                + self.tail_s(load);
         }
         self.mixed_attention_s(load)
     }
@@ -175,8 +221,19 @@ impl StepModel {
         let context = load.decode_context as f64;
         let decode =
             self.mixed_decode_s_per_seq * seqs + self.mixed_decode_s_per_context_token * context;
-        let one_wave = self.prefill_s_per_pair * self.prefill_wave_rows * context / seqs;
-        (prefill + decode).max(one_wave)
+        let longest = load.decode_context_max as f64;
+        let one_wave = self.prefill_s_per_pair * self.prefill_wave_rows * longest;
+        (prefill + decode + self.tail_s(load)).max(one_wave)
+    }
+
+    /// What the decodes' unequal lengths add, s.
+    fn tail_s(&self, load: &StepLoad) -> f64 {
+        let is_split = load.prefill_tokens == 0 && load.decode_seqs <= self.decode_tail_above_seqs;
+        if self.decode_tail_s_per_token <= 0.0 || load.decode_seqs == 0 || is_split {
+            return 0.0;
+        }
+        let mean = load.decode_context as f64 / f64::from(load.decode_seqs);
+        self.decode_tail_s_per_token * (load.decode_context_max as f64 - mean).max(0.0)
     }
 
     fn tiled(&self, tokens: u32) -> f64 {
@@ -248,6 +305,18 @@ mod tests {
     }
 
     #[test]
+    fn larger_batches_than_the_smallest_tile_take_longer() {
+        let model = StepModel {
+            linear_floor_s: 10.0,
+            linear_jump_s: 2.0,
+            linear_jump_above_tokens: 16,
+            ..StepModel::zero()
+        };
+        let [below, above] = [16, 17].map(|tokens| model.fixed_s(tokens, 0));
+        assert!((below - 10.0).abs() < 1e-12 && (above - 12.0).abs() < 1e-12, "{below} {above}");
+    }
+
+    #[test]
     fn short_chunks_pay_for_tiles_and_an_idle_device() {
         let model = StepModel {
             prefill_s_per_pair: 1.0,
@@ -263,6 +332,36 @@ mod tests {
         assert!((sixteen - 16.0 * 64.0 * 1016.0).abs() < 1e-6, "sixteen tiles: {sixteen}");
         let long = attention(StepLoad::default().with_chunk(1000, 512, true));
         assert!((long - (512_000.0 + 256.0 * 513.0)).abs() < 1e-6, "pairs: {long}");
+    }
+
+    #[test]
+    fn the_longest_decode_runs_on_when_the_others_are_done() {
+        let model = StepModel {
+            decode_tail_s_per_token: 1.0,
+            decode_tail_above_seqs: 2,
+            ..StepModel::zero()
+        };
+        let attention = |load: StepLoad| model.attention_s(&load);
+        let two = StepLoad::default().with_decodes(1, 100).with_decodes(1, 200);
+        let three = two.with_decodes(1, 300);
+        assert!(attention(two).abs() < 1e-9, "two are split");
+        assert!((attention(three) - 100.0).abs() < 1e-9, "300 against a mean of 200");
+        let beside_a_chunk = attention(two.with_chunk(0, 16, true));
+        assert!((beside_a_chunk - 50.0).abs() < 1e-9, "200 against 150: {beside_a_chunk}");
+        assert!(attention(StepLoad::default().with_decodes(5, 500)).abs() < 1e-9, "equal lengths");
+        assert!(attention(StepLoad::default().with_chunk(0, 16, true)).abs() < 1e-9, "no decodes");
+    }
+
+    #[test]
+    fn a_shorter_step_takes_from_the_overhead_first() {
+        let model = StepModel { overhead_s: 1.0, kernel_floor_s: 2.0, ..StepModel::zero() };
+        for (seconds, overhead_s, floor_s) in
+            [(0.5, 1.5, 2.0), (-0.5, 0.5, 2.0), (-2.0, 0.0, 1.0), (-9.0, 0.0, 0.0)]
+        {
+            let changed = model.clone().plus_per_step(seconds);
+            let expected = StepModel { overhead_s, kernel_floor_s: floor_s, ..StepModel::zero() };
+            assert_eq!(changed, expected, "{seconds}");
+        }
     }
 
     #[test]

@@ -4,7 +4,8 @@
 
 use kvroute_profile::{
     Coefficient, FitDomain, LayerFit, LayerProfile, Measure, ModelShape, Observation, StepLoad,
-    StepModel, StepOverhead, fit_layer_profile, fit_observations, read_engine_log, step_overhead,
+    StepModel, StepOverhead, TailFit, fit_decode_tail, fit_layer_profile, fit_observations,
+    read_engine_log, read_unequal_times, step_overhead,
 };
 
 /// A fit with what it was fitted to.
@@ -19,14 +20,22 @@ pub(crate) struct Fit {
 
 /// KV tokens of the measured run: 2,588 blocks of 16.
 const RTX4090_KV_TOKENS: u32 = 41_408;
+/// Largest of the run's CUDA graphs at which `FlashAttention` 2 splits the contexts of a decode-only batch: its
+/// `num_splits_heuristic` stops where sequences x KV heads (8) reach 0.8 x 2 x SMs (128), so between 24 and 32.
+const RTX4090_TAIL_ABOVE_SEQS: u32 = 24;
+/// What the steps of the measured run took beyond the kernels, s: found from its log by the simulator's `Estimator`
+/// (`crates/sim/tests/rtx4090`).
+const RTX4090_OVERHEAD_S: f64 = -6.318e-4;
 
 /// Kernel fit of the RTX 4090, its step model with overhead, and the overhead's samples.
 pub(crate) struct Rtx4090 {
     /// Kernel times and their fit.
     pub(crate) layers: LayerFit,
-    /// Decode seconds of the measured run against the kernel fit.
+    /// What unequal contexts cost more.
+    pub(crate) tail: TailFit,
+    /// Decode-only seconds of the measured run against the kernel fit, contexts taken as equal.
     pub(crate) overhead: StepOverhead,
-    /// The kernel fit plus the median overhead.
+    /// The kernel fit with the tail and the overhead of the measured run.
     pub(crate) step: StepModel,
 }
 
@@ -46,9 +55,15 @@ pub(crate) fn rtx4090() -> Rtx4090 {
         read_engine_log(include_bytes!("../../data/rtx4090-llama3.1-8b/timeseries.csv").as_slice())
             .expect("the committed log is well-formed");
     let overhead = step_overhead(&log, &layers.step, RTX4090_KV_TOKENS, 16);
-    let median = overhead.quantile_s(0.5).expect("the run has decode-only seconds");
-    let step = StepModel { overhead_s: median.max(0.0), ..layers.step.clone() };
-    Rtx4090 { layers, overhead, step }
+    let unequal = read_unequal_times(
+        include_bytes!("../../data/rtx4090-llama3.1-8b/profile_skew.csv").as_slice(),
+    )
+    .expect("the committed times are well-formed");
+    let tail =
+        fit_decode_tail(&unequal, &profile, shape, domain, &layers.step, RTX4090_TAIL_ABOVE_SEQS)
+            .expect("both kinds of batches are there");
+    let step = tail.step.clone().plus_per_step(RTX4090_OVERHEAD_S);
+    Rtx4090 { layers, tail, overhead, step }
 }
 
 // --- Published tables ---

@@ -18,14 +18,23 @@ fn main() {
 
 fn rtx4090() {
     println!("# rtx4090-llama3.1-8b");
-    let fits::Rtx4090 { layers, overhead, step } = fits::rtx4090();
+    let fits::Rtx4090 { layers, tail, overhead, step } = fits::rtx4090();
     print_step(&step);
-    let quantiles = [0.1, 0.25, 0.5, 0.75, 0.9].map(|q| overhead.quantile_s(q).unwrap_or(f64::NAN));
+    let ms = |seconds: Option<f64>| 1e3 * seconds.unwrap_or(f64::NAN);
+    let quartiles = [0.25, 0.5, 0.75].map(|q| ms(overhead.quantile_s(q)));
     println!(
-        "overhead of {} decode seconds, p10 p25 p50 p75 p90: {:?} ms\n",
-        overhead.excess_s.len(),
-        quantiles.map(|s| (s * 1e5).round() / 100.0)
+        "beyond kernels of equal contexts, in {} decode-only seconds: mean {:.2} ms, quartiles {quartiles:.2?} ms\n",
+        overhead.seconds.len(),
+        ms(overhead.mean_s()),
     );
+    println!("unequal contexts ({:.2e} units of their file are a second):", tail.units_per_s);
+    for (kind, mixed) in [("decode", false), ("mixed", true)] {
+        let of_kind =
+            |row: &&Observation| row.weight > 0.0 && (row.steps[0].prefill_tokens > 0) == mixed;
+        let rows = || tail.steps.iter().filter(of_kind);
+        print_residuals(kind, &tail.step, rows());
+        print_residuals("without the tail", &layers.step, rows());
+    }
     println!("linear layers, by tokens (error of the whole step):");
     for (low, high) in [(1, 16), (17, 64), (65, 256), (257, 512), (513, 1024), (1025, 2048)] {
         let rows = layers.linear.iter().filter(|o| (low..=high).contains(&o.steps[0].tokens));

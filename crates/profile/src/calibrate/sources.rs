@@ -124,7 +124,7 @@ impl Calibration {
 }
 
 /// The profile of kernel times, numbers rounded to six digits. `overhead` is what an engine's log shows that kernels do not
-/// explain.
+/// explain; below zero, it comes off the kernel floor.
 pub fn layered_profile(
     fit: &LayerFit,
     overhead: Option<&StepOverhead>,
@@ -134,14 +134,18 @@ pub fn layered_profile(
     let source = |fields: &[&str], kind, what: String| source(provenance, fields, kind, what);
     let residuals =
         |rows| Residuals::of(&fit.step, rows).map_or_else(String::new, |r| described("steps", r));
-    let median_s = overhead.and_then(|overhead| overhead.quantile_s(0.5));
-    let overhead_source = match median_s {
-        Some(_) => source(
+    let mean_s = overhead.and_then(StepOverhead::mean_s);
+    let overhead_source = match mean_s {
+        Some(mean_s) => source(
             &["step.overhead_s"],
             SourceKind::Measured,
-            "Median, over the seconds of the engine's log in which only decoding happened, of what a step took beyond the \
-             kernels."
-                .to_owned(),
+            format!(
+                "Mean, over the steps of the {} seconds of the engine's log in which only decoding happened, of what a step \
+                 took beyond kernels of equal contexts: {:.3} ms (below zero, it is off the kernel floor). What unequal \
+                 contexts cost is in it.",
+                overhead.map_or(0, |overhead| overhead.seconds.len()),
+                1e3 * mean_s
+            ),
         ),
         None => source(
             &["step.overhead_s"],
@@ -161,14 +165,21 @@ pub fn layered_profile(
                 "step.linear_floor_s",
                 "step.linear_floor_s_per_token",
                 "step.linear_s_per_token",
+                "step.linear_jump_s",
             ],
             SourceKind::Measured,
             format!("Fit to the linear layers by tokens, each octave weighing alike: {}.", residuals(&fit.linear)),
         ),
         source(
-            &["step.linear_knee", "step.linear_tile_tokens", "step.linear_tile_above_tokens"],
+            &[
+                "step.linear_knee",
+                "step.linear_tile_tokens",
+                "step.linear_tile_above_tokens",
+                "step.linear_jump_above_tokens",
+            ],
             SourceKind::Assumption,
-            "The steps that NVIDIA's GEMM kernels show: tiles of 128 tokens above 256, a sharp knee.".to_owned(),
+            "The steps that NVIDIA's GEMM kernels show: a jump above 16 tokens, tiles of 128 above 256, a sharp knee."
+                .to_owned(),
         ),
         source(
             &[
@@ -198,14 +209,14 @@ pub fn layered_profile(
         ),
         engine_source(provenance),
     ];
-    let overhead_s = median_s.unwrap_or(0.0).max(0.0);
+    let step = fit.step.clone().plus_per_step(mean_s.unwrap_or(0.0));
     LatencyProfile {
         name: provenance.name.clone(),
         description: provenance.description.clone(),
         request_overhead_s: 0.0,
         request_overhead_s_per_prompt_token: 0.0,
         response_overhead_s: 0.0,
-        step: rounded_step(&StepModel { overhead_s, ..fit.step.clone() }),
+        step: rounded_step(&step),
         engine,
         sources,
     }

@@ -201,8 +201,8 @@ impl AttentionTime {
 
 /// Fits a step model to kernel times.
 ///
-/// Linear layers get knee exponent 8 and GEMM tiles of 128 tokens above 256 tokens, the steps that
-/// NVIDIA's kernels show. Their points weigh by `1 / tokens`, so that each octave of batch sizes
+/// Linear layers get knee exponent 8, a jump above 16 tokens (the rows of the smallest tensor-core
+/// tile) and GEMM tiles of 128 tokens above 256, the steps that NVIDIA's kernels show. Their points weigh by `1 / tokens`, so that each octave of batch sizes
 /// counts alike. Attention points weigh by attention's share of their step, so that its error is
 /// judged relative to the step, and decode-only, prefill-only and mixed batches count alike however
 /// many points the profile has of each.
@@ -234,6 +234,8 @@ pub fn fit_layer_profile(
         linear_knee: linear.linear_knee,
         linear_tile_tokens: linear.linear_tile_tokens,
         linear_tile_above_tokens: linear.linear_tile_above_tokens,
+        linear_jump_s: linear.linear_jump_s,
+        linear_jump_above_tokens: linear.linear_jump_above_tokens,
         ..attention
     };
     let steps = batches.iter().map(|batch| Observation::step(batch.load, batch.step_s)).collect();
@@ -313,10 +315,16 @@ fn fit_linear(linear_s: &BTreeMap<u32, f64>) -> Result<StepModel, FitError> {
         linear_knee: 8,
         linear_tile_tokens: 128,
         linear_tile_above_tokens: 256,
+        linear_jump_s: 1e-3,
+        linear_jump_above_tokens: 16,
         ..StepModel::zero()
     };
-    let free =
-        [Coefficient::LinearFloor, Coefficient::LinearFloorPerToken, Coefficient::LinearPerToken];
+    let free = [
+        Coefficient::LinearFloor,
+        Coefficient::LinearFloorPerToken,
+        Coefficient::LinearPerToken,
+        Coefficient::LinearJump,
+    ];
     fit_observations(&observations, &start, &free)
 }
 

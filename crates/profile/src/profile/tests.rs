@@ -74,6 +74,25 @@ fn every_number_has_a_source_and_every_source_a_number() {
 }
 
 #[test]
+fn what_a_profile_may_leave_out_needs_a_source_only_if_it_is_there() {
+    let with = |tail: &str| {
+        LatencyProfile::from_toml(&GOOD.replacen("[engine]", &format!("{tail}\n[engine]"), 1))
+    };
+    assert!(with("decode_tail_s_per_token = 0.0").is_ok());
+    assert_eq!(
+        with("decode_tail_s_per_token = 7e-7").unwrap_err().to_string(),
+        "no source for `step.decode_tail_s_per_token`: name it in the `fields` of a [[sources]] entry, \
+         as an assumption if it is one"
+    );
+    let sourced = GOOD.replacen(
+        "\"step.prefill_wave_rows\"",
+        "\"step.prefill_wave_rows\", \"step.linear_jump_s\"",
+        1,
+    );
+    assert!(LatencyProfile::from_toml(&sourced).is_ok(), "a source for a 0 is no error");
+}
+
+#[test]
 fn deserialising_by_any_road_checks() {
     let profile = LatencyProfile::from_toml(GOOD).unwrap();
     let json = serde_json::to_string(&profile).unwrap();
@@ -85,7 +104,8 @@ fn deserialising_by_any_road_checks() {
 
 #[test]
 fn the_names_of_numbers_are_their_paths() {
-    let profile = LatencyProfile::from_toml(GOOD).unwrap();
+    // It leaves nothing out.
+    let profile = LatencyProfile::builtin("rtx4090-llama3.1-8b").unwrap();
     let json = serde_json::to_value(&profile).unwrap();
     for Number { field, value, .. } in profile.numbers() {
         let at = field.split('.').fold(&json, |value, key| &value[key]);
