@@ -148,7 +148,13 @@ impl ExactIndex {
                 break;
             };
             if (place.run, place.at) != (run, part.end) || part.is_empty() {
-                self.hold(instance, run, part);
+                if !self.hold(instance, run, part) {
+                    self.refused_blocks += (blocks.len() - index) as u64;
+                    if place.run != run {
+                        self.runs.trim(place.run);
+                    }
+                    return;
+                }
                 run = place.run;
                 part = place.at..place.at;
             }

@@ -49,10 +49,11 @@ impl Holdings {
 }
 
 impl ExactIndex {
-    /// One copy more of each of these blocks of a run.
-    pub(super) fn hold(&mut self, instance: InstanceId, run: u32, part: Range<u32>) {
+    /// One copy more of each of these blocks of a run; returns whether there was room to say so. If
+    /// not, the run is trimmed.
+    pub(super) fn hold(&mut self, instance: InstanceId, run: u32, part: Range<u32>) -> bool {
         if part.is_empty() {
-            return;
+            return true;
         }
         let spans = &self.runs.run(run).spans;
         let touching = spans::touching(spans, instance, &part);
@@ -66,7 +67,7 @@ impl ExactIndex {
         }
         let added = u64::from(part.end - part.start - held);
         if added == 0 {
-            return;
+            return true;
         }
         if touching.is_empty() {
             let is_new = spans::of(&self.runs.run(run).spans, instance).is_empty();
@@ -74,7 +75,7 @@ impl ExactIndex {
             if !self.fits(self.runs.span_bytes(run) + join_bytes) {
                 self.refused_blocks += added;
                 self.runs.trim(run);
-                return;
+                return false;
             }
             if is_new {
                 self.join(instance, run);
@@ -83,6 +84,7 @@ impl ExactIndex {
         }
         spans::cover(self.runs.spans_mut(run), instance, &part, touching);
         self.holdings(instance).blocks += added;
+        true
     }
 
     /// One copy less of a block; returns whether there was one.
