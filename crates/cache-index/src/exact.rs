@@ -235,7 +235,7 @@ impl ExactIndex {
     }
 
     /// Bytes allocated, at most `budget_bytes`: what was asked of the allocator, not counting its own
-    /// overhead. While a part of the table grows, a 64th of it is there twice.
+    /// overhead. While a part of the table grows, a 256th of it is there twice.
     pub fn memory_bytes(&self) -> usize {
         self.runs.allocated_bytes() + self.instances.allocation_size() + self.instance_bytes
     }
