@@ -17,6 +17,8 @@ use prefetch_index::prefetch_index;
 
 /// Slots in a bucket.
 const WIDTH: usize = 8;
+/// All places of a bucket, as bits.
+const ALL: u8 = u8::MAX;
 const SHARD_BITS: u32 = 8;
 const SHARDS: usize = 1 << SHARD_BITS;
 /// Bits of hash that a bucket has for each slot: enough that in a table of 10 million slots one search
@@ -171,6 +173,18 @@ impl Table {
         prefetch_index(buckets, bucket(home.fraction, buckets.len()));
     }
 
+    /// Asks for the two buckets behind the one asked for before, if that is full.
+    #[inline]
+    pub(super) fn prefetch_next(&self, hash: BlockHash) {
+        let home = Home::of(hash);
+        let buckets = &self.shards[home.shard].buckets[..];
+        let at = bucket(home.fraction, buckets.len());
+        let is_full = buckets.get(at).is_some_and(|bucket| bucket.occupied == ALL);
+        // No branch, which would be guessed wrong often: a bucket that is not full is at hand already.
+        prefetch_index(buckets, at + usize::from(is_full));
+        prefetch_index(buckets, at + 2 * usize::from(is_full));
+    }
+
     /// The slot of this hash for which `is_it` holds.
     #[inline]
     pub(super) fn find(&self, hash: BlockHash, is_it: impl Fn(u32) -> bool) -> Option<u32> {
@@ -189,6 +203,32 @@ impl Table {
         shard.vacancies -= 1;
         self.len += 1;
         place(&mut shard.buckets, home.fraction, slot);
+    }
+
+    /// Adds the slots from `first` on for these hashes, up to the first hash that has a slot for
+    /// which `is_it` holds, or that makes the table grow; returns how many it added.
+    #[inline]
+    pub(super) fn insert_unknown(
+        &mut self,
+        hashes: &[BlockHash],
+        first: u32,
+        is_it: impl Fn(u32, BlockHash) -> bool,
+    ) -> u32 {
+        let mut slot = first;
+        for &hash in hashes {
+            let home = Home::of(hash);
+            let shard = &mut self.shards[home.shard];
+            if shard.vacancies == 0
+                || find(&shard.buckets, home.fraction, |slot| is_it(slot, hash)).is_some()
+            {
+                break;
+            }
+            shard.vacancies -= 1;
+            place(&mut shard.buckets, home.fraction, slot);
+            slot += 1;
+        }
+        self.len += (slot - first) as usize;
+        slot - first
     }
 
     /// Takes out a slot that is in the table under this hash.
@@ -335,6 +375,41 @@ mod tests {
                 table.remove(hash, slot);
             }
             prop_assert_eq!(passed(&table), 0);
+        }
+
+        /// Adding many is adding one by one up to the first known one, without growth.
+        #[test]
+        fn unknown_hashes_are_added_in_a_row(
+            calls in proptest::collection::vec(proptest::collection::vec(0..400_u64, 1..20), 0..200)
+        ) {
+            let mut table = Table::new();
+            // By slot, as the owner has them.
+            let mut hashes: Vec<BlockHash> = Vec::new();
+            for ids in calls {
+                let new: Vec<BlockHash> = ids.into_iter().map(crowded).collect();
+                let known = hashes.len();
+                let first = u32::try_from(known).unwrap();
+                hashes.extend(&new);
+                let before = table.allocated_bytes();
+                let is_it = |slot: u32, hash| hashes[slot as usize] == hash;
+                let added = table.insert_unknown(&new, first, is_it) as usize;
+                prop_assert_eq!(table.allocated_bytes(), before);
+                let repeats = |at: &usize| hashes[..known + at].contains(&new[*at]);
+                let unknown = (0..new.len()).find(repeats).unwrap_or(new.len());
+                prop_assert!(added <= unknown);
+                if added < unknown {
+                    prop_assert!(table.growth_bytes(new[added]) > 0);
+                    table.insert(new[added], first + u32::try_from(added).unwrap());
+                    hashes.truncate(known + added + 1);
+                } else {
+                    hashes.truncate(known + added);
+                }
+                prop_assert_eq!(table.len(), hashes.len());
+                for (slot, &hash) in hashes.iter().enumerate() {
+                    let found = table.find(hash, |other| hashes[other as usize] == hash);
+                    prop_assert_eq!(found.map(|found| found as usize), Some(slot));
+                }
+            }
         }
     }
 }
