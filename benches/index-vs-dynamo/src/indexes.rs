@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use dynamo_kv_router::indexer::{SyncIndexer, WorkerTask};
 use dynamo_kv_router::protocols::{
@@ -138,13 +139,14 @@ pub struct Concurrent {
     pub tree: Arc<ConcurrentRadixTreeCompressed>,
     pub tasks: flume::Sender<WorkerTask>,
     received: Option<flume::Receiver<WorkerTask>>,
+    worker: Option<JoinHandle<()>>,
 }
 
 impl Default for Concurrent {
     fn default() -> Self {
         let (tasks, received) = flume::unbounded();
         let tree = Arc::new(ConcurrentRadixTreeCompressed::new());
-        Self { tree, tasks, received: Some(received) }
+        Self { tree, tasks, received: Some(received), worker: None }
     }
 }
 
@@ -160,7 +162,8 @@ impl Index for Concurrent {
         }
         if let Some(received) = self.received.take() {
             let tree = Arc::clone(&self.tree);
-            std::thread::spawn(move || tree.worker(received, None));
+            let work = move || drop(tree.worker(received, None));
+            self.worker = Some(std::thread::spawn(work));
         }
         let (done, is_done) = tokio::sync::oneshot::channel();
         self.tasks.send(WorkerTask::Flush(done)).expect("the worker is there");
@@ -186,6 +189,10 @@ impl Index for Concurrent {
 impl Drop for Concurrent {
     fn drop(&mut self) {
         let _ = self.tasks.send(WorkerTask::Terminate);
+        // Or its last work would count as that of whoever is measured next.
+        if let Some(worker) = self.worker.take() {
+            let _ = worker.join();
+        }
     }
 }
 

@@ -9,13 +9,16 @@ mod threads;
 mod workload;
 
 use indexes::{Concurrent, Index, Ours, Radix};
-use measure::{Cold, live_bytes, percentiles, print_costs, print_header, print_rates, processor_s};
-use workload::{Query, Workload};
+use measure::{
+    Cold, live_bytes, load_average, percentiles, print_costs, print_header, print_rates,
+    processor_s,
+};
+use workload::{Event, Query, Workload};
 
-/// Ingests to take the median of.
-const ROUNDS: usize = 5;
+/// Ingests and removals to take the median of.
+const ROUNDS: usize = 7;
 const WARM_CALLS: usize = 4_096;
-const COLD_CALLS: usize = 128;
+const COLD_CALLS: usize = 512;
 
 fn main() {
     let part = std::env::args().nth(1);
@@ -48,22 +51,30 @@ fn run(name: &str, workload: &Workload) {
         workload.distinct,
         workload.events.len()
     );
+    println!("Load average {}.\n", load_average());
     print_header();
-    let mut rates: [Vec<f64>; 3] = Default::default();
-    let rounds = if workload.entries > 5_000_000 { 3 } else { ROUNDS };
-    for _ in 0..rounds {
-        rates[0].push(ingest::<Ours>(workload).1);
-        rates[1].push(ingest::<Radix>(workload).1);
-        rates[2].push(ingest::<Concurrent>(workload).1);
+    // Half of the removals, so that what is left to compare is not nothing.
+    let removals = &workload.removals[..workload.removals.len() / 2];
+    let (mut ingests, mut removed): ([Vec<f64>; 3], [Vec<f64>; 3]) = Default::default();
+    for _ in 0..ROUNDS {
+        let rates = [
+            event_rates::<Ours>(workload, removals),
+            event_rates::<Radix>(workload, removals),
+            event_rates::<Concurrent>(workload, removals),
+        ];
+        for (index, (ingest, removal)) in rates.into_iter().enumerate() {
+            ingests[index].push(ingest);
+            removed[index].push(removal);
+        }
     }
-    print_rates(
-        "ingest, M blocks per processor second (median)",
-        rates.map(|rates| percentiles(rates).0),
-    );
+    print_rates("ingest, M blocks per processor second", &ingests);
+    if !removals.is_empty() {
+        print_rates("removal, one block an event, M blocks per processor second", &removed);
+    }
 
-    let (ours, _, our_bytes) = ingest::<Ours>(workload);
-    let (radix, _, radix_bytes) = ingest::<Radix>(workload);
-    let (concurrent, _, _) = ingest::<Concurrent>(workload);
+    let (ours, our_bytes) = filled::<Ours>(workload);
+    let (radix, radix_bytes) = filled::<Radix>(workload);
+    let (concurrent, _) = filled::<Concurrent>(workload);
     let entries = workload.entries as f64;
     // What the concurrent tree's own thread allocates, mallinfo2 does not see.
     print_costs(
@@ -86,39 +97,39 @@ fn run(name: &str, workload: &Workload) {
         print_costs(&format!("{kind}, cold p99, ns"), cold.map(|(_, p99)| p99));
     }
 
-    // Half of the removals before any comparison, so that what is left is not nothing.
-    let half = workload.removals.len() / 2;
-    if half == 0 {
+    if removals.is_empty() {
         return;
     }
-    let rates = indexes.each_mut().map(|index| {
-        let events = index.prepare(&workload.removals[..half]);
-        let start = processor_s();
+    for index in &mut indexes {
+        let events = index.prepare(removals);
         index.apply(events);
-        half as f64 / (processor_s() - start) / 1e6
-    });
+    }
     compare(&indexes, workload);
-    print_rates("removal, one block an event, M blocks per processor second", rates);
 }
 
-/// An index with the workload in it, M blocks/s, and malloc's live bytes for it.
-fn ingest<I: Index + Default>(workload: &Workload) -> (I, f64, f64) {
+/// M blocks/s at which an empty index takes in the workload, and then these removals.
+fn event_rates<I: Index + Default>(workload: &Workload, removals: &[Event]) -> (f64, f64) {
     let mut index = I::default();
-    let events = index.prepare(&workload.events);
-    let start = processor_s();
-    index.apply(events);
-    let seconds = processor_s() - start;
-    drop(index);
+    let mut rate = |events: &[Event], blocks: usize| {
+        let events = index.prepare(events);
+        let start = processor_s();
+        index.apply(events);
+        blocks as f64 / (processor_s() - start) / 1e6
+    };
+    (rate(&workload.events, workload.entries), rate(removals, removals.len()))
+}
 
-    // Memory: each event built just before it is applied.
+/// An index with the workload in it, and malloc's live bytes for it.
+fn filled<I: Index + Default>(workload: &Workload) -> (I, f64) {
     let before = live_bytes();
     let mut index = I::default();
+    // Each event built just before it is applied.
     for event in &workload.events {
         let event = index.prepare(std::slice::from_ref(event));
         index.apply(event);
     }
     let bytes = live_bytes() - before;
-    (index, workload.entries as f64 / seconds / 1e6, bytes)
+    (index, bytes)
 }
 
 fn compare(indexes: &[Box<dyn Index>; 3], workload: &Workload) {

@@ -67,9 +67,25 @@ pub fn print_costs(name: &str, [ours, radix, concurrent]: [f64; 3]) {
     print_row(name, [ours, radix, concurrent], [radix / ours, concurrent / ours]);
 }
 
-/// A row of rates. The last two columns say how many times more it is.
-pub fn print_rates(name: &str, [ours, radix, concurrent]: [f64; 3]) {
-    print_row(name, [ours, radix, concurrent], [ours / radix, ours / concurrent]);
+/// A row of medians of the rounds' rates. The last two columns say how many times more it is: the
+/// median of the rounds, and the least and the most.
+pub fn print_rates(name: &str, [ours, radix, concurrent]: &[Vec<f64>; 3]) {
+    let cell = |rates: &Vec<f64>| format!("{:.2}", percentiles(rates.clone()).0);
+    let ratio = |others: &Vec<f64>| {
+        let mut ratios: Vec<f64> =
+            ours.iter().zip(others).map(|(ours, other)| ours / other).collect();
+        ratios.sort_unstable_by(f64::total_cmp);
+        let (least, most) = (ratios[0], ratios[ratios.len() - 1]);
+        format!("{:.2} ({least:.2} to {most:.2})", ratios[ratios.len() / 2])
+    };
+    let cells = [cell(ours), cell(radix), cell(concurrent), ratio(radix), ratio(concurrent)];
+    println!("| {name} | {} |", cells.join(" | "));
+}
+
+/// The machine's load average over 1, 5 and 15 minutes, if it tells.
+pub fn load_average() -> String {
+    let loads = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    loads.split_whitespace().take(3).collect::<Vec<_>>().join(", ")
 }
 
 fn print_row(name: &str, values: [f64; 3], ratios: [f64; 2]) {

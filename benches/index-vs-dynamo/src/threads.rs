@@ -9,7 +9,7 @@ use dynamo_kv_router::indexer::{SyncIndexer, WorkerTask};
 use kvroute_cache_index::{ExactIndex, MatchBuffer, SharedExactIndex};
 
 use crate::indexes::{Concurrent, Index, Ours, apply_ours, count_ours, dynamo_event, dynamo_query};
-use crate::measure::percentiles;
+use crate::measure::{load_average, percentiles};
 use crate::workload::{Query, Workload};
 
 const SPAN: Duration = Duration::from_millis(1_500);
@@ -19,6 +19,7 @@ const CHURN_EVENTS: usize = 3_000_000;
 pub fn run() {
     let workload = Workload::sessions(64, 2_000_000);
     println!("\n## threads: 64 instances, 2 M entries; look-ups of all kinds in turn\n");
+    println!("Load average {}.\n", load_average());
     println!(
         "| readers | writer | index | M look-ups/s, all readers | p50, ns | p99, ns | p99.9, ns | events/s |"
     );

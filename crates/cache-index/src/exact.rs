@@ -24,6 +24,8 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
+
 use hashbrown::HashMap;
 use kvroute_types::{BlockHash, InstanceId};
 use rustc_hash::FxBuildHasher;
@@ -133,27 +135,39 @@ impl ExactIndex {
             self.refused_blocks += blocks.len() as u64;
             return;
         }
+        self.prefetch(blocks, 0..AHEAD);
         // Where the next block would stand if it is unknown.
         let mut next = parent.and_then(|parent| self.runs.find(parent)).map(behind);
         // What was found or added and is not yet in a span.
         let mut run = next.map_or(0, |next| next.run);
         let mut part = 0..0;
-        self.prefetch(&blocks[..blocks.len().min(AHEAD)]);
-        for (index, &hash) in blocks.iter().enumerate() {
-            if let Some(&ahead) = blocks.get(index + AHEAD) {
-                self.runs.prefetch(ahead);
-            }
-            let Some(place) = self.find_or_append(next, hash) else {
-                self.refused_blocks += (blocks.len() - index) as u64;
+        // How many are taken in, and for how many memory was asked for.
+        let (mut done, mut asked) = (0, AHEAD);
+        while done < blocks.len() {
+            // Buckets two batches ahead; one batch ahead, where they are at hand by now, what is behind
+            // full ones: that alone makes it 44 ns a block and not 49 (10 M blocks).
+            asked = asked.max(done);
+            self.prefetch(blocks, asked..done + 2 * AHEAD);
+            self.prefetch_next(blocks, asked.saturating_sub(AHEAD).max(done)..done + AHEAD);
+            asked = done + 2 * AHEAD;
+            let Some((place, len)) = self.take_in(next, &blocks[done..]) else {
+                self.refused_blocks += (blocks.len() - done) as u64;
                 break;
             };
             if (place.run, place.at) != (run, part.end) || part.is_empty() {
-                self.hold(instance, run, part);
+                if !self.hold(instance, run, part) {
+                    self.refused_blocks += (blocks.len() - done) as u64;
+                    if place.run != run {
+                        self.runs.trim(place.run);
+                    }
+                    return;
+                }
                 run = place.run;
                 part = place.at..place.at;
             }
-            part.end += 1;
-            next = Some(behind(place));
+            part.end += len;
+            done += len as usize;
+            next = Some(Place { run, at: part.end });
         }
         self.hold(instance, run, part);
     }
@@ -163,7 +177,7 @@ impl ExactIndex {
     pub fn removed(&mut self, instance: InstanceId, blocks: &[BlockHash]) {
         for batch in blocks.chunks(AHEAD) {
             if batch.len() > 1 {
-                self.prefetch(batch);
+                self.prefetch(batch, 0..AHEAD);
             }
             for &hash in batch {
                 if !self.remove(instance, hash) {
@@ -229,7 +243,7 @@ impl ExactIndex {
     }
 
     /// Bytes allocated, at most `budget_bytes`: what was asked of the allocator, not counting its own
-    /// overhead. While a part of the table grows, a 64th of it is there twice.
+    /// overhead. While a part of the table grows, a 256th of it is there twice.
     pub fn memory_bytes(&self) -> usize {
         self.runs.allocated_bytes() + self.instances.allocation_size() + self.instance_bytes
     }
@@ -240,9 +254,15 @@ impl ExactIndex {
         bytes == 0 || self.memory_bytes() + bytes <= self.budget_bytes
     }
 
-    fn prefetch(&self, blocks: &[BlockHash]) {
-        for &hash in blocks {
+    fn prefetch(&self, blocks: &[BlockHash], part: Range<usize>) {
+        for &hash in within(blocks, part) {
             self.runs.prefetch(hash);
+        }
+    }
+
+    fn prefetch_next(&self, blocks: &[BlockHash], part: Range<usize>) {
+        for &hash in within(blocks, part) {
+            self.runs.prefetch_next(hash);
         }
     }
 
@@ -257,6 +277,23 @@ impl ExactIndex {
             self.instances.insert(instance, Holdings::default());
         }
         fits
+    }
+
+    /// The place of the first of these blocks, and how many of them stand in a row there: known
+    /// ones, or added ones. `None` if there is no room for the first.
+    #[inline]
+    fn take_in(&mut self, next: Option<Place>, blocks: &[BlockHash]) -> Option<(Place, u32)> {
+        if let Some(next) = next {
+            let len = if next.at < self.runs.run(next.run).len() {
+                self.runs.common_len(next, blocks)
+            } else {
+                self.runs.fill(next.run, blocks)
+            };
+            if len > 0 {
+                return Some((next, len));
+            }
+        }
+        self.find_or_append(next, blocks[0]).map(|place| (place, 1))
     }
 
     /// The place of a block, which is added if it is unknown; `None` if there is no room for it.
@@ -276,8 +313,13 @@ impl ExactIndex {
     }
 }
 
-/// How many searches ahead memory is asked for.
+/// Searches in a batch, for which memory is asked for together.
 const AHEAD: usize = 16;
+
+/// As much of a part as there is.
+fn within(blocks: &[BlockHash], part: Range<usize>) -> &[BlockHash] {
+    &blocks[part.start.min(blocks.len())..part.end.min(blocks.len())]
+}
 
 fn behind(place: Place) -> Place {
     Place { at: place.at + 1, ..place }

@@ -348,6 +348,39 @@ fn at_the_budget_blocks_are_refused_and_room_comes_back() {
 }
 
 #[test]
+fn at_the_budget_hashes_in_any_order_break_nothing() {
+    let mut index = index(1 << 20);
+    let mut state = 1;
+    let mut draw = |below: u64| {
+        state = mix64(state);
+        state % below
+    };
+    for event in 0..12_000 {
+        let instance = InstanceId(u32::try_from(draw(40)).unwrap());
+        let first = draw(2_000) * 100;
+        // In order, with jumps back to blocks of the same event.
+        let mut at = first;
+        let blocks: Vec<BlockHash> = (0..=draw(30))
+            .map(|_| {
+                at = if draw(4) == 0 { first + draw(30) } else { at + 1 };
+                BlockHash(mix64(at))
+            })
+            .collect();
+        if draw(4) == 0 {
+            index.removed(instance, &blocks);
+        } else {
+            index.stored(instance, Some(BlockHash(mix64(first + draw(30)))), &blocks);
+        }
+        assert!(index.memory_bytes() <= 1 << 20);
+        if event % 500 == 0 {
+            index.check();
+        }
+    }
+    index.check();
+    assert!(index.refused_blocks() > 0);
+}
+
+#[test]
 fn a_prompt_parts_from_a_run_anywhere() {
     let long = chain(0..200);
     let (a, mut buffer) = (InstanceId(1), MatchBuffer::default());
