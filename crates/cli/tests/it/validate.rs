@@ -33,7 +33,9 @@ fn the_measured_run_is_reproduced() {
         keys.sort();
         keys.join(" ")
     };
-    assert_eq!(keys(&report), "e2e_ms manifest tpot_ms ttft_ms");
+    assert_eq!(keys(&report), "e2e_ms hit_rate manifest tpot_ms ttft_ms");
+    assert!(report["hit_rate"]["measured"].is_null(), "the stamps do not tell of the cache");
+    assert!(report["hit_rate"]["simulated"].as_f64().is_some());
     assert_eq!(report["manifest"]["inputs"].as_array().unwrap().len(), 2);
     for latency in ["ttft_ms", "tpot_ms", "e2e_ms"] {
         assert_eq!(keys(&report[latency]), "mean p50 p95 p99");
