@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Holds kvroute to a real vLLM: the exact index, its recovery, and the simulator's predictions. Not part of CI.
 #
-#   scripts/real-vllm.sh [differential] [index] [recovery] [fidelity] [-- options of scripts/real_vllm/suite.py]
+#   scripts/real-vllm.sh [differential] [index] [recovery] [fidelity] [options of scripts/real_vllm/suite.py]
 #
 # Without names, all of them. See scripts/real_vllm/README.md for what it needs and what each shows.
 set -euo pipefail
