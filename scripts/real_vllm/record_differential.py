@@ -302,6 +302,8 @@ class Requests:
 
     def long(self):
         """More than one step's budget."""
+        if self.budget + 1 >= self.longest:
+            return self.full()
         earlier = self.rng.choice([[], self.prefixes[-1], self.earlier().all])
         length = self.rng.randint(self.budget + 1, min(3 * self.budget, self.longest - 1))
         return (earlier + self.content(length))[:length], self.a_salt()

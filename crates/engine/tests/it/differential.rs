@@ -34,9 +34,9 @@ pub(crate) struct Recording {
 #[expect(clippy::struct_excessive_bools, reason = "they mirror vLLM's switches")]
 pub(crate) struct Settings {
     /// vLLM's version.
-    pub(crate) vllm: String,
+    vllm: String,
     block_size: u32,
-    pub(crate) num_gpu_blocks: u32,
+    num_gpu_blocks: u32,
     max_model_len: u32,
     prefix_caching_hash_algo: String,
     int_block_hashes: bool,
@@ -48,7 +48,7 @@ pub(crate) struct Settings {
     scheduler_reserve_full_isl: bool,
     watermark: f64,
     policy: SchedulingPolicy,
-    async_scheduling: bool,
+    pub(crate) async_scheduling: bool,
     /// Of the recorded requests.
     seed: u64,
     requests: usize,

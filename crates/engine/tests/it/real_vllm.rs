@@ -1,12 +1,15 @@
-//! 500 random requests, one at a time, as a real vLLM served them.
+//! 500 random requests, one at a time, as a real vLLM served them: with sync and with async scheduling.
 
 use std::path::Path;
 
 use crate::differential::{Comparison, Event, Recording, compare};
 
-fn recording() -> Recording {
+fn recording(scheduling: &str) -> Recording {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
-    Recording::open(&fixtures.join("differential.jsonl.zst")).unwrap()
+    let file = fixtures.join(format!("differential-{scheduling}.jsonl.zst"));
+    let recording = Recording::open(&file).unwrap();
+    assert_eq!(recording.settings.async_scheduling, scheduling == "async");
+    recording
 }
 
 fn assert_identical(compared: &Comparison) {
@@ -14,9 +17,8 @@ fn assert_identical(compared: &Comparison) {
     assert_eq!(compared.identical, compared.requests);
 }
 
-#[test]
-fn the_model_does_what_the_recorded_vllm_did() {
-    let recording = recording();
+fn the_model_does_what_vllm_did(scheduling: &str) {
+    let recording = recording(scheduling);
     let compared = compare(&recording, |_| {}).unwrap();
     assert_identical(&compared);
     assert_identical(&compare(&recording, |config| config.leap = false).unwrap());
@@ -26,33 +28,40 @@ fn the_model_does_what_the_recorded_vllm_did() {
     assert!(compared.hits > 0 && compared.hits < compared.queries, "{compared}");
     assert!(compared.removed > 2_000, "eviction happened all the time: {compared}");
     assert!(compared.copies > 50, "{compared}");
+    let other = compare(&recording, |config| config.async_scheduling ^= true).unwrap();
+    assert!(other.identical < compared.requests, "the two kinds of scheduling differ");
+    let smaller = compare(&recording, |config| config.kv_blocks -= 1).unwrap();
+    assert!(smaller.identical < compared.requests, "one block less is noticed");
 }
 
 #[test]
-fn one_block_less_is_noticed() {
-    let compared = compare(&recording(), |config| config.kv_blocks -= 1).unwrap();
-    assert!(compared.identical < compared.requests);
+fn the_model_does_what_vllm_did_with_sync_scheduling() {
+    the_model_does_what_vllm_did("sync");
+}
+
+#[test]
+fn the_model_does_what_vllm_did_with_async_scheduling() {
+    the_model_does_what_vllm_did("async");
 }
 
 #[test]
 fn a_changed_recording_is_noticed() {
-    let alone = |change: fn(&mut Recording)| {
-        let mut changed = recording();
+    let differences = |change: fn(&mut Recording)| {
+        let mut changed = recording("sync");
         change(&mut changed);
         compare(&changed, |_| {}).unwrap().differences.len()
     };
-    assert_eq!(alone(|_| {}), 0);
-    assert_eq!(alone(|recording| recording.requests[400].outcome.cached_tokens += 32), 1);
-    assert_eq!(alone(|recording| recording.requests[400].outcome.counters.hits += 1), 1);
+    assert_eq!(differences(|_| {}), 0);
+    assert_eq!(differences(|recording| recording.requests[400].outcome.cached_tokens += 32), 1);
+    assert_eq!(differences(|recording| recording.requests[400].outcome.counters.hits += 1), 1);
     // Two removed blocks in the other order.
     let swap = |recording: &mut Recording| {
         let is_removed = |event: &Event| matches!(event, Event::Removed { .. });
-        let batches = recording.requests.iter_mut().flat_map(|r| &mut r.outcome.batches);
-        let mut removing =
-            batches.filter(|batch| batch.len() > 1 && batch[..2].iter().all(is_removed));
-        removing.next().unwrap().swap(0, 1);
+        let mut batches = recording.requests.iter_mut().flat_map(|r| &mut r.outcome.batches);
+        let removing = batches.find(|batch| batch.len() > 1 && batch[..2].iter().all(is_removed));
+        removing.unwrap().swap(0, 1);
     };
-    assert_eq!(alone(swap), 1);
+    assert_eq!(differences(swap), 1);
     // A batch sent in two.
     let split = |recording: &mut Recording| {
         let mut requests = recording.requests.iter_mut().map(|r| &mut r.outcome.batches);
@@ -61,5 +70,5 @@ fn a_changed_recording_is_noticed() {
         let rest = batches[at].split_off(1);
         batches.insert(at + 1, rest);
     };
-    assert_eq!(alone(split), 1);
+    assert_eq!(differences(split), 1);
 }
