@@ -329,6 +329,12 @@ impl Audit {
         self.unknown_removals = false;
     }
 
+    /// The instance cannot be heard: what requests under way store may be told late. They are not audited.
+    pub fn interrupted(&mut self, now: Timestamp) {
+        self.settle(now);
+        self.forget_requests();
+    }
+
     /// The instance's cache is empty: it restarted, or was reset.
     ///
     /// A doubt stays. Requests under way are not audited.

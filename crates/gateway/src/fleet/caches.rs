@@ -66,7 +66,8 @@ pub(crate) struct Prediction {
 pub(crate) struct IndexStatus {
     /// Whether requests are routed by what it tells.
     believed: bool,
-    /// Why not, if the audit doubts it.
+    /// Why not, if the audit doubts it: the cause's name, and a sentence with the remedy.
+    doubt_cause: Option<&'static str>,
     doubt: Option<String>,
     endpoint: Option<String>,
     /// Seconds since it last told something.
@@ -123,7 +124,10 @@ impl CacheWatch {
     fn take(&mut self, now: Timestamp, fact: Fact) -> Option<Change> {
         match fact {
             Fact::Connected => self.is_complete = !self.has_replay,
-            Fact::Disconnected => self.is_complete = false,
+            Fact::Disconnected => {
+                self.is_complete = false;
+                self.audit.interrupted(now);
+            }
             Fact::Synced => self.is_complete = true,
             Fact::Stored(stored) => {
                 // A model with several kinds of layers has a group for each; the first decides what a prompt can hit.
@@ -265,7 +269,9 @@ impl Core {
         let Some(told) = routed.told_cached_tokens.filter(|_| facts.is_auditable) else {
             return false;
         };
-        let Some(watch) = self.watch_mut(routed.instance) else { return false };
+        // As long as the news is not complete, what is missing from it proves nothing.
+        let watch = self.watch_mut(routed.instance).filter(|watch| watch.is_complete);
+        let Some(watch) = watch else { return false };
         watch.scraped.predicted += u64::from(told.0);
         let expectation = Expectation {
             request,
@@ -369,6 +375,7 @@ impl Core {
         let figures = watch.audit.figures();
         Some(IndexStatus {
             believed: watch.is_believed,
+            doubt_cause: watch.doubt.map(Cause::name),
             doubt: watch.doubt.as_ref().map(ToString::to_string),
             endpoint: watch.endpoint.clone(),
             heard_age_s: watch.heard.map(|heard| now.since(heard).as_secs_f64()),
