@@ -128,7 +128,7 @@ impl Core {
 impl Fleet {
     /// Writes what the instances have told, if that is to be kept.
     ///
-    /// The fleet is locked while it is copied, some 20 ms per million blocks.
+    /// The fleet is locked while it is copied to memory, and not while the file is written.
     pub(crate) fn keep_snapshot(&self) {
         let config = self.config();
         let Some(path) = config.kv_events.snapshot.as_deref().filter(|_| config.kv_events.enabled)
