@@ -254,6 +254,8 @@ impl Router {
         self.in_flight_sums.1 -= count * count;
         if let Some(directory) = &mut self.directory {
             directory.forget(id);
+            // A doubt about one that is gone would have the history looked up for every request.
+            directory.set_believed(id, true);
         }
         self.membership_changed();
     }
