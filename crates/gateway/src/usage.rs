@@ -1,5 +1,6 @@
 //! Finds what an answer says of its prompt (`usage`) while it passes, without reading the rest.
 
+use kvroute_index_audit::Reported;
 use kvroute_types::TokenCount;
 use memchr::memmem;
 use serde::Deserialize;
@@ -8,14 +9,6 @@ use serde::Deserialize;
 const FIELD: &[u8] = b"\"usage\":";
 /// Most bytes of the object; vLLM's has some 200.
 const OBJECT_BYTES_MAX: usize = 4 << 10;
-
-/// The prompt by the engine's account.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Reported {
-    pub(crate) prompt_tokens: TokenCount,
-    /// Those that were found in its cache; `None` if the server does not tell (`--enable-prompt-tokens-details`).
-    pub(crate) cached_tokens: Option<TokenCount>,
-}
 
 /// Follows one answer.
 #[derive(Debug, Default)]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use kvroute_index_audit::{Audit, Cause, Expectation, Figures, Reported as Usage, Verdict};
+use kvroute_index_audit::{Audit, Cause, Expectation, Figures, Reported, Verdict};
 use kvroute_kv_events::{Cleared, Counters, Fact, News, Position};
 use kvroute_router::{CacheNews, DirectorySource, ExactIndex, Routed};
 use kvroute_types::{BlockHash, InstanceId, RequestId, Timestamp};
@@ -14,7 +14,6 @@ use crate::config::KvEventsConfig;
 use crate::instance::Instance;
 use crate::metrics::DoubtCounter;
 use crate::prompt::{Names, RoutingFacts};
-use crate::usage::Reported;
 
 /// What is known of one instance's event stream.
 pub(super) struct CacheWatch {
@@ -293,14 +292,10 @@ impl Core {
         reported: Option<Reported>,
     ) {
         let Some(watch) = self.watch_mut(id) else { return };
-        let usage = reported.map(|Reported { prompt_tokens, cached_tokens }| Usage {
-            prompt_tokens,
-            cached_tokens,
-        });
         let tells = reported.is_some_and(|reported| reported.cached_tokens.is_some());
         watch.scraped.telling += u32::from(tells);
         watch.scraped.silent += u32::from(!tells);
-        watch.audit.ended(now, request, usage);
+        watch.audit.ended(now, request, reported);
         self.judge_index(now, id);
     }
 

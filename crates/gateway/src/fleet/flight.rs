@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
+use kvroute_index_audit::Reported;
 use kvroute_policy::Reason;
 use kvroute_router::{Routed, Ticket};
 use kvroute_types::TokenCount;
@@ -16,7 +17,6 @@ use crate::config::{GatewayConfig, seconds};
 use crate::instance::Instance;
 use crate::metrics::{Outcome, RouteMetrics};
 use crate::trace::RequestSpan;
-use crate::usage::Reported;
 
 /// Weight of the newest sample in an instance's prefill rate.
 const RATE_WEIGHT: f64 = 0.2;
