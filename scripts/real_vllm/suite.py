@@ -93,9 +93,10 @@ def instances(args, count, *more):
 class Gateway:
     """`kvroute serve` with the model's tokenizer, listening to KV events."""
 
-    def __init__(self, args, urls, endpoints=None):
-        config = args.work / "gateway.toml"
-        text = f'listen = "127.0.0.1:{args.port + 60}"\nadmin_listen = "127.0.0.1:{args.port + 61}"\n'
+    def __init__(self, args, urls, endpoints=None, number=0):
+        port = args.port + 60 + 2 * number
+        config = args.work / f"gateway-{port}.toml"
+        text = f'listen = "127.0.0.1:{port}"\nadmin_listen = "127.0.0.1:{port + 1}"\n'
         text += f"[kv_events]\nenabled = true\nblock_size = {BLOCK_SIZE}\n"
         text += f'[prompt]\ntokenizer = "{args.work / "tiny"}"\n'
         for number, url in enumerate(urls):
@@ -104,9 +105,9 @@ class Gateway:
                 events, replay = endpoints[number]
                 text += f'kv_events = {{ endpoint = "{events}", replay_endpoint = "{replay}" }}\n'
         config.write_text(text)
-        self.url = f"http://127.0.0.1:{args.port + 60}"
-        self.admin = f"http://127.0.0.1:{args.port + 61}"
-        self.log = open(args.work / "gateway.log", "w")
+        self.url = f"http://127.0.0.1:{port}"
+        self.admin = f"http://127.0.0.1:{port + 1}"
+        self.log = open(args.work / f"gateway-{port}.log", "w")
         environment = dict(os.environ, KVROUTE_LOG="info")
         self.process = subprocess.Popen(
             [args.kvroute, "serve", "--config", config], stderr=self.log, env=environment)
@@ -294,28 +295,85 @@ def interval(values):
     return mean, t.get(len(values), 2.0) * statistics.stdev(values) / len(values) ** 0.5
 
 
+def scaled(text, stretch, overhead_s):
+    """A profile whose steps take `stretch` times as long, with `overhead_s` more before each request."""
+    section, lines = "", []
+    for line in text.splitlines():
+        section = line if line.startswith("[") else section
+        key, _, value = line.partition(" = ")
+        if section == "[step]" and re.fullmatch(r"\w+_s(_per_\w+)?", key):
+            line = f"{key} = {float(value) * stretch!r}"
+        elif key == "request_overhead_s" and not section:
+            line = f"{key} = {float(value) + overhead_s!r}"
+        lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def under_load(args, report, urls, validate, idle):
+    """The profile of an instance that shares its core with its own front end, a gateway and a client.
+
+    `calibrate` measures one request after the other at an idle instance. Here the chat is played at the first instance, with
+    its neighbour under the same load: the steps are stretched until the simulated TPOT is the measured one in the mean, then
+    requests wait until TTFT is. Seeds are others than those of the comparison.
+    """
+    measured = args.work / "loaded.jsonl"
+    profile = args.work / "loaded.toml"
+    workload = ["--workload", str(HERE / "chat.toml"), "--rate", str(args.rate / 2)]
+    requests = ["--requests", str(args.loaded_requests), "--seed", "1001"]
+    with Gateway(args, urls[:1], number=0) as own, Gateway(args, urls[1:], number=1) as others:
+        neighbour = subprocess.Popen(
+            [args.kvroute, "load", "--target", others.url, *workload, "--requests", "100000", "--seed", "1002",
+             "--prompts", "token-ids", "--out", args.work / "load"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            validate(idle, *workload, *requests, "--live", own.url, "--instances", "1", "--save-measured", measured)
+        finally:
+            neighbour.kill()
+            neighbour.wait()
+    text, stretch, overhead_s = idle.read_text(), 1.0, 0.0
+    for step in range(8):
+        profile.write_text(scaled(text, stretch, overhead_s))
+        found = validate(profile, *workload, *requests, "--measured", measured, "--instances", "1")
+        tpot, ttft = found["tpot_ms"]["mean"], found["ttft_ms"]["mean"]
+        if step < 5:
+            stretch *= tpot["measured"] / tpot["simulated"]
+        elif step < 7:
+            overhead_s += (ttft["measured"] - ttft["simulated"]) / 1e3
+    report.found.setdefault("under_load", []).append({"stretch": stretch, "overhead_ms": 1e3 * overhead_s, "requests": args.loaded_requests})
+    report.say(f"  under load steps take {stretch:.3f} times as long as at an idle instance, and a request waits"
+               f" {1e3 * overhead_s:.2f} ms more")
+    return profile
+
+
 def fidelity(args, report):
     """Two instances behind the gateway beside their simulation: hit rate, TTFT, and the order of policies."""
     sizes = ["--max-num-seqs", str(MAX_NUM_SEQS), "--max-num-batched-tokens", str(MAX_NUM_BATCHED_TOKENS)]
+
+    def validate(profile, *more):
+        command = [
+            args.kvroute, "validate", "--profile", profile, "--kv-blocks", str(BLOCKS), "--sync-scheduling",
+            "--vocabulary", str(VOCABULARY), "--format", "json", *sizes, *more,
+        ]
+        printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
+        return json.loads(printed)
+
     rows = []
     with instances(args, 2, "--blocks", str(BLOCKS)) as running:
         urls = [it.url for it in running]
-        profile = args.work / "fidelity.toml"
+        idle = args.work / "fidelity.toml"
         subprocess.run(
-            [args.kvroute, "calibrate", "--instance", urls[0], "--out", profile, "--name", "real-vllm-cpu", *sizes],
+            [args.kvroute, "calibrate", "--instance", urls[0], "--out", idle, "--name", "real-vllm-cpu", *sizes],
             check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         for number, seed in enumerate(args.seeds):
+            # Anew each time, since a machine's speed moves within the hour.
+            profile = under_load(args, report, urls, validate, idle)
             order = POLICIES[number % 3:] + POLICIES[:number % 3]
             for policy in order:
-                command = [
-                    args.kvroute, "validate", "--profile", profile, "--live", *urls, "--policy", policy,
-                    "--workload", str(HERE / "chat.toml"), "--requests", str(args.fidelity_requests),
-                    "--rate", str(args.rate), "--seed", str(seed), "--kv-blocks", str(BLOCKS), "--sync-scheduling",
-                    "--vocabulary", str(VOCABULARY), "--directory", "events", "--load-refresh", "100ms",
-                    "--format", "json", *sizes,
-                ]
-                found = json.loads(subprocess.run(
-                    command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout)
+                found = validate(
+                    profile, "--live", *urls, "--policy", policy, "--workload", str(HERE / "chat.toml"),
+                    "--requests", str(args.fidelity_requests), "--rate", str(args.rate), "--seed", str(seed),
+                    "--directory", "events", "--load-refresh", "100ms",
+                    "--save-measured", args.work / f"measured-{policy}-{seed}.jsonl")
                 row = {"policy": policy, "seed": seed, "hit_rate": found["hit_rate"], "ttft_ms": found["ttft_ms"],
                        "e2e_ms": found["e2e_ms"], "tpot_ms": found["tpot_ms"]}
                 rows.append(row)
@@ -351,6 +409,7 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--index-requests", type=int, default=600)
     parser.add_argument("--fidelity-requests", type=int, default=600, help="of one run")
+    parser.add_argument("--loaded-requests", type=int, default=120, help="of the run that calibrates under load")
     parser.add_argument("--rate", type=float, default=3.0, help="requests per second over both instances")
     args = parser.parse_args()
     unknown = [check for check in args.checks if check not in CHECKS]

@@ -23,7 +23,8 @@ use crate::output::{Format, json_lines, write_file, write_json, write_rows};
 use crate::provenance::manifest;
 use crate::workload_args::{WorkloadArgs, WorkloadSource};
 
-/// Seconds between two load readings of the gateway that --live puts in front of several instances.
+/// Seconds between two load readings of the gateway that --live puts in front of several instances, if --load-refresh names
+/// none.
 const LOAD_REFRESH_S: f64 = 0.1;
 
 /// Simulate a measured run and say how far the simulation is off.
@@ -119,7 +120,7 @@ pub(crate) fn run(args: &ValidateArgs) -> Result<(), Failure> {
         None => (read_measured(args.reference.measured.as_deref())?, workload),
         Some(live) => {
             if args.reference.live.len() > 1 {
-                config.router.load.refresh = Refresh::EveryS(LOAD_REFRESH_S);
+                config.router.load.refresh = Refresh::EveryS(live.load_refresh_s);
                 config.router.always_index = true;
             }
             (measure(args, live, &workload)?, live.as_routed(workload))
@@ -188,7 +189,10 @@ fn live_run<'a>(args: &'a ValidateArgs, config: &SimConfig, started: SystemTime)
     LiveRun {
         instances: &args.reference.live,
         policy: config.policy,
-        load_refresh_s: LOAD_REFRESH_S,
+        load_refresh_s: match config.router.load.refresh {
+            Refresh::EveryS(seconds) => seconds,
+            Refresh::RealTime | Refresh::Never => LOAD_REFRESH_S,
+        },
         directory: config.router.directory,
         kv_blocks: config.engine.kv_blocks,
         block_size: config.engine.block_size,
