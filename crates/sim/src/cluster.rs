@@ -3,14 +3,16 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
+use hdrhistogram::Histogram;
 use kvroute_engine::{
-    CacheEvent, Counters, Engine, EngineConfig, EngineOutput, EngineRequest, Finished, Gauges,
+    CacheEvent, Counters, Engine, EngineConfig, EngineOutput, EngineRequest, Finished, GaugeTotals,
+    Gauges,
 };
 use kvroute_policy::{BlockNames, RequestView};
-use kvroute_router::{CacheNews, Refresh, Router, Ticket};
+use kvroute_router::{CacheNews, Ticket};
 use kvroute_types::{
-    BlockHash, BlockKey, InstanceId, LoadSnapshot, Outcome, RequestId, RequestRecord, Timestamp,
-    TokenCount,
+    BlockHash, BlockKey, InstanceId, LoadSample, LoadSnapshot, Outcome, RequestId, RequestRecord,
+    Timestamp, TokenCount,
 };
 use kvroute_workload::{Arrival, Plan, Workload, WorkloadRequest};
 
@@ -18,6 +20,8 @@ use crate::clock::EngineClock;
 use crate::config::{InvalidSim, SimConfig};
 use crate::devices::Devices;
 use crate::outcome::{InstanceOutcome, SimOutcome};
+use crate::perfect_load::PerfectLoad;
+use crate::routers::{Routers, hears_every_load, reads_load};
 
 /// Runs the workload through the cluster, from cold caches to the last answer.
 ///
@@ -67,6 +71,8 @@ enum Response {
 #[derive(Debug)]
 struct Live {
     ticket: Ticket,
+    /// Number of the router that gave the ticket.
+    router: usize,
     instance: InstanceId,
     reason: &'static str,
     predicted_cached_tokens: Option<TokenCount>,
@@ -75,49 +81,13 @@ struct Live {
     first_token: Option<Timestamp>,
 }
 
-/// What the perfect load signal knows of one instance: every change, and exactly which requests are counted in it.
-///
-/// Steps that change neither are no news, so that a lost or an expired piece of news means the same however the engine
-/// gets through its steps.
-#[derive(Clone, Debug, Default)]
-struct PerfectLoad {
-    /// Requests that were sent and are not in the gauges yet, in the order of their sending.
-    uncounted: VecDeque<(Timestamp, RequestId)>,
-    /// Those of them that are there, in the order in which the engine takes them in.
-    arrived: VecDeque<RequestId>,
-    /// When the latest request was sent.
-    sent: Timestamp,
-    /// Requests in the gauges so far, ended ones included.
-    counted: u64,
-    /// Waiting, running and `counted` at the latest news.
-    told: (u32, u32, u64),
-}
-
-impl PerfectLoad {
-    fn sent(&mut self, now: Timestamp, id: RequestId) {
-        self.sent = now;
-        self.uncounted.push_back((now, id));
-    }
-
-    /// The gauges, if they tell anything new; `ended` requests have left them.
-    fn news(&mut self, gauges: &Gauges, ended: u64) -> Option<LoadSnapshot> {
-        let Gauges { waiting, running, .. } = *gauges;
-        let counted = ended + u64::from(waiting) + u64::from(running);
-        while self.counted < counted {
-            let id = self.arrived.pop_front().expect("what is counted has arrived");
-            let at = self.uncounted.iter().position(|(_, uncounted)| *uncounted == id);
-            self.uncounted.remove(at.expect("it is counted once"));
-            self.counted += 1;
-        }
-        // Of requests sent at one time, none counts as seen before all are. Nothing can be seen to precede the run.
-        let as_of = match self.uncounted.front() {
-            Some((first, _)) => Timestamp::from_nanos(first.as_nanos().checked_sub(1)?),
-            None => self.sent,
-        };
-        let told = (waiting, running, counted);
-        let is_news = std::mem::replace(&mut self.told, told) != told;
-        is_news.then(|| LoadSnapshot { as_of, ..(*gauges).into() })
-    }
+/// What is not per request, by the end of the measurement.
+#[derive(Debug)]
+struct Measured {
+    until: Timestamp,
+    /// Of each engine, in id order: gauges over time, and times between tokens.
+    engines: Vec<(GaugeTotals, Histogram<u64>)>,
+    in_flight_cov: Option<f64>,
 }
 
 fn cache_news(event: &CacheEvent) -> CacheNews {
@@ -135,10 +105,16 @@ fn instance_id(number: usize) -> InstanceId {
     InstanceId(u32::try_from(number).expect("instance ids are 32 bits"))
 }
 
+/// Requests that an engine has served to their end.
+fn ended(engine: &Engine) -> u64 {
+    let Counters { finished_stop, finished_length, .. } = engine.counters();
+    finished_stop + finished_length
+}
+
 struct Cluster<'a> {
     workload: &'a Workload,
     plan: &'a Plan,
-    router: Router,
+    routers: Routers,
     engines: Vec<Engine>,
     clock: EngineClock,
     devices: Devices,
@@ -150,8 +126,13 @@ struct Cluster<'a> {
     sequence: u64,
     responses: VecDeque<(Timestamp, Response)>,
     next_reading: Option<Timestamp>,
-    load_interval_ns: u64,
-    /// By instance, if the policy hears of every change of load at once; else empty.
+    /// Time between two readings, if they are taken on an interval.
+    load_interval_ns: Option<u64>,
+    next_sample: Option<Timestamp>,
+    /// Time between two samples; meaningless if there are none.
+    sample_interval_ns: u64,
+    samples: Vec<LoadSample>,
+    /// By instance, if a router hears of every change of load at once; else empty.
     perfect_loads: Vec<PerfectLoad>,
 
     live: Vec<Option<Live>>,
@@ -161,6 +142,9 @@ struct Cluster<'a> {
     /// From when to measure; `None` once that has begun.
     measure_from: Option<Timestamp>,
     measured_from: Timestamp,
+    /// When to stop measuring; `None` once that was done, or if it is the end of the run.
+    measure_until: Option<Timestamp>,
+    measured: Option<Measured>,
     cov_sum: f64,
     cov_count: u64,
 
@@ -177,14 +161,17 @@ impl<'a> Cluster<'a> {
     fn new(config: &SimConfig, workload: &'a Workload, plan: &'a Plan) -> Result<Self, InvalidSim> {
         let SimConfig {
             instances,
-            policy,
+            policy: _,
             engine,
             profile,
             instances_per_device,
             router,
             network_delay_s,
             measure_from_s,
-            seed,
+            measure_until_s,
+            seed: _,
+            router_restarts: _,
+            sample_every_s,
         } = config;
         if *instances == 0 {
             return Err(InvalidSim::NoInstances);
@@ -192,12 +179,19 @@ impl<'a> Cluster<'a> {
         if *instances_per_device == 0 {
             return Err(InvalidSim::NoInstancesPerDevice);
         }
-        for (key, value) in
-            [("network_delay_s", *network_delay_s), ("measure_from_s", *measure_from_s)]
-        {
+        for (key, value) in [
+            ("network_delay_s", *network_delay_s),
+            ("measure_from_s", *measure_from_s),
+            ("measure_until_s", measure_until_s.unwrap_or(0.0)),
+        ] {
             if !(value.is_finite() && value >= 0.0) {
                 return Err(InvalidSim::Seconds { key, value });
             }
+        }
+        if let Some(value) = *sample_every_s
+            && !(value.is_finite() && value > 0.0)
+        {
+            return Err(InvalidSim::SampleInterval { value });
         }
         if plan.block_size() != engine.block_size {
             return Err(InvalidSim::BlockSize {
@@ -211,24 +205,21 @@ impl<'a> Cluster<'a> {
                 engine: engine.block_size,
             });
         }
-        let policy = policy.build(*seed).map_err(InvalidSim::Policy)?;
-        let mut router = Router::new(router.clone(), policy, *seed).map_err(InvalidSim::Router)?;
-        let mut engines = Vec::new();
-        let engine = EngineConfig { kv_events: router.hears_cache_events(), ..engine.clone() };
-        for id in 0..*instances {
-            router.add_instance(InstanceId(id));
-            let engine = Engine::new(engine.clone(), profile.step.clone());
-            engines.push(engine.map_err(InvalidSim::Engine)?);
-        }
+        let routers = Routers::new(config)?;
+        let engine = EngineConfig { kv_events: routers.any_hears_cache_events(), ..engine.clone() };
+        let engines = (0..*instances)
+            .map(|_| Engine::new(engine.clone(), profile.step.clone()))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(InvalidSim::Engine)?;
         for request in workload.requests() {
             let fits = engines[0].check(request.prompt_tokens.0, request.output_tokens.0);
             fits.map_err(|source| InvalidSim::Request { id: request.id, source })?;
         }
 
-        let reads_load = router.needs().load || router.needs().kv_cache_usage;
-        let hears_all = reads_load && router.load_refresh() == Refresh::RealTime;
-        let perfect_loads = if hears_all { engines.len() } else { 0 };
-        let load_interval_ns = router.load_refresh().interval_ns();
+        let perfect_loads = if routers.any_hears_every_load() { engines.len() } else { 0 };
+        let load_interval_ns = routers.current.load_refresh().interval_ns();
+        let sample_interval_ns =
+            sample_every_s.map(|every_s| Timestamp::from_secs_f64(every_s).as_nanos().max(1));
         let network_ns = Timestamp::from_secs_f64(*network_delay_s).as_nanos();
         let response_ns = Timestamp::from_secs_f64(profile.response_overhead_s).as_nanos();
         Ok(Self {
@@ -240,8 +231,13 @@ impl<'a> Cluster<'a> {
             scheduled: BinaryHeap::new(),
             sequence: 0,
             responses: VecDeque::new(),
-            next_reading: load_interval_ns.filter(|_| reads_load).map(|_| Timestamp::ZERO),
-            load_interval_ns: load_interval_ns.unwrap_or(u64::MAX),
+            next_reading: load_interval_ns
+                .filter(|_| reads_load(&routers.current))
+                .map(|_| Timestamp::ZERO),
+            load_interval_ns,
+            next_sample: sample_interval_ns.map(|_| Timestamp::ZERO),
+            sample_interval_ns: sample_interval_ns.unwrap_or(u64::MAX),
+            samples: Vec::new(),
             perfect_loads: vec![PerfectLoad::default(); perfect_loads],
             live: workload.requests().iter().map(|_| None).collect(),
             records: Vec::with_capacity(workload.requests().len()),
@@ -249,6 +245,8 @@ impl<'a> Cluster<'a> {
             end: Timestamp::ZERO,
             measure_from: Some(Timestamp::from_secs_f64(*measure_from_s)),
             measured_from: Timestamp::ZERO,
+            measure_until: measure_until_s.map(Timestamp::from_secs_f64),
+            measured: None,
             cov_sum: 0.0,
             cov_count: 0,
             request_delay_s: (
@@ -258,13 +256,13 @@ impl<'a> Cluster<'a> {
             response_ns: network_ns + response_ns,
             outputs: Vec::new(),
             hashes: Vec::new(),
-            router,
+            routers,
             engines,
         })
     }
 
     /// Handles the earliest event; false when nothing is left. At one time, engines come first, then answers on their
-    /// way back, then scheduled events, readings and arrivals.
+    /// way back, then a router's restart, scheduled events, readings, samples and arrivals.
     fn advance(&mut self) -> bool {
         let never = Timestamp::MAX;
         let engine = self.clock.next().unwrap_or(never);
@@ -276,19 +274,28 @@ impl<'a> Cluster<'a> {
             return false;
         }
         let reading = self.next_reading.unwrap_or(never);
-        let now = work.min(reading);
+        let restart = self.routers.next_restart().unwrap_or(never);
+        let sample = self.next_sample.unwrap_or(never);
+        let now = work.min(reading).min(restart).min(sample);
         if let Some(from) = self.measure_from.take_if(|from| *from <= now) {
             self.begin_measurement(from);
+        }
+        if let Some(until) = self.measure_until.take_if(|until| *until < now) {
+            self.end_measurement(until);
         }
         if engine == now {
             let number = self.clock.next_engine();
             self.advance_engine(now, number);
         } else if response == now {
             self.deliver_response();
+        } else if restart == now {
+            self.restart_router(now);
         } else if scheduled == now {
             self.run_scheduled();
         } else if reading == now {
             self.read_loads(now);
+        } else if sample == now {
+            self.sample(now);
         } else {
             let (at, id) = self.peek_arrival().expect("an arrival is due");
             self.next_arrival = id.index() + 1;
@@ -306,6 +313,24 @@ impl<'a> Cluster<'a> {
                 engine.measure_from(from);
             }
             (self.cov_sum, self.cov_count) = (0.0, 0);
+        }
+    }
+
+    /// Measurement is over; the run goes on. All that was due by `until` has been handled.
+    fn end_measurement(&mut self, until: Timestamp) {
+        for engine in &mut self.engines {
+            engine.advance(until, &mut self.outputs);
+        }
+        self.measured = Some(self.measured_by(until));
+    }
+
+    fn measured_by(&self, until: Timestamp) -> Measured {
+        let of = |engine: &Engine| (engine.gauge_totals(until), engine.inter_token_ns().clone());
+        let is_any = self.cov_count > 0;
+        Measured {
+            until,
+            engines: self.engines.iter().map(of).collect(),
+            in_flight_cov: is_any.then(|| self.cov_sum / self.cov_count as f64),
         }
     }
 
@@ -339,7 +364,7 @@ impl<'a> Cluster<'a> {
         let request = &self.workload.requests()[id.index()];
         let prompt_blocks = self.plan.block_size().full_blocks(request.prompt_tokens).0 as usize;
         self.hashes.clear();
-        if self.router.keeps_index() {
+        if self.routers.current.keeps_index() {
             let keys = self.plan.chain(id).keys().take(prompt_blocks);
             self.hashes.extend(keys.map(kvroute_types::BlockKey::hash));
         }
@@ -353,16 +378,18 @@ impl<'a> Cluster<'a> {
             max_output_tokens: Some(request.output_tokens),
             priority: request.priority,
         };
-        if let Some(cov) = self.router.in_flight_cov() {
+        if let Some(cov) = self.routers.current.in_flight_cov() {
             self.cov_sum += cov;
             self.cov_count += 1;
         }
-        let routed = self.router.route(now, &view).expect("every simulated instance is eligible");
+        let routed =
+            self.routers.current.route(now, &view).expect("every simulated instance is eligible");
         if let Some(load) = self.perfect_loads.get_mut(routed.instance.index()) {
             load.sent(now, id);
         }
         self.live[id.index()] = Some(Live {
             ticket: routed.ticket,
+            router: self.routers.number,
             instance: routed.instance,
             reason: routed.reason.name(),
             predicted_cached_tokens: routed.predicted_cached_tokens,
@@ -390,7 +417,7 @@ impl<'a> Cluster<'a> {
         let number = live.instance.index();
         self.advance_engine(now, number);
         if let Some(load) = self.perfect_loads.get_mut(number) {
-            load.arrived.push_back(id);
+            load.arrived(id);
         }
         let submitted = self.engines[number].submit(
             now,
@@ -429,10 +456,10 @@ impl<'a> Cluster<'a> {
         self.outputs = outputs;
         if let Some(load) = self.perfect_loads.get_mut(number)
             && let engine = &self.engines[number]
-            && let Counters { finished_stop, finished_length, .. } = engine.counters()
-            && let Some(news) = load.news(engine.gauges(), finished_stop + finished_length)
+            && let Some(news) = load.news(engine.gauges(), ended(engine))
+            && hears_every_load(&self.routers.current)
         {
-            self.router.observe_load(now, instance_id(number), news);
+            self.routers.current.observe_load(now, instance_id(number), news);
         }
         self.engine_changed(now, number);
     }
@@ -462,10 +489,48 @@ impl<'a> Cluster<'a> {
             let gauges = *self.engines[number].gauges();
             // A scraper cannot know which requests were counted, and takes the time it asked.
             let reading = LoadSnapshot { as_of: now, ..gauges.into() };
-            self.router.observe_load(now, instance_id(number), reading);
+            self.routers.current.observe_load(now, instance_id(number), reading);
             self.clock.set(number, self.engines[number].next_event());
         }
-        self.next_reading = Some(now.plus_nanos(self.load_interval_ns));
+        self.next_reading = self.load_interval_ns.map(|interval| now.plus_nanos(interval));
+    }
+
+    /// Notes the state of all instances.
+    fn sample(&mut self, now: Timestamp) {
+        for (number, candidate) in self.routers.current.candidates().iter().enumerate() {
+            let engine = &mut self.engines[number];
+            engine.advance(now, &mut self.outputs);
+            self.clock.set(number, engine.next_event());
+            let Gauges { waiting, running, kv_cache_usage, .. } = *engine.gauges();
+            let (instance, in_flight) = (candidate.id, candidate.in_flight);
+            let sample =
+                LoadSample { at: now, instance, waiting, running, kv_cache_usage, in_flight };
+            self.samples.push(sample);
+        }
+        self.next_sample = Some(now.plus_nanos(self.sample_interval_ns));
+    }
+
+    /// The next router takes over.
+    fn restart_router(&mut self, now: Timestamp) {
+        self.routers.restart();
+        // What was told to the one before does not reach this one.
+        self.responses.retain(|(_, response)| !matches!(response, Response::Cache(..)));
+        // The timetable stays: at whole multiples of the interval.
+        self.next_reading =
+            self.load_interval_ns.filter(|_| reads_load(&self.routers.current)).map(|interval| {
+                Timestamp::from_nanos(now.as_nanos().div_ceil(interval).saturating_mul(interval))
+            });
+        for (number, load) in self.perfect_loads.iter_mut().enumerate() {
+            let engine = &mut self.engines[number];
+            engine.advance(now, &mut self.outputs);
+            self.clock.set(number, engine.next_event());
+            let present = load.told_anew(now, engine.gauges(), ended(engine));
+            if let Some(present) = present
+                && hears_every_load(&self.routers.current)
+            {
+                self.routers.current.observe_load(now, instance_id(number), present);
+            }
+        }
     }
 
     fn deliver_response(&mut self) {
@@ -475,12 +540,14 @@ impl<'a> Cluster<'a> {
                 let live = self.live[id.index()].as_mut().expect("it has not ended");
                 live.first_token = Some(now);
                 live.cached_tokens = cached_tokens;
-                self.router.first_token(&live.ticket);
+                if live.router == self.routers.number {
+                    self.routers.current.first_token(&live.ticket);
+                }
             }
             Response::End(finished) => self.finish(now, &finished),
             Response::Cache(instance, events) => {
                 for event in events {
-                    self.router.observe_cache(now, instance, cache_news(&event));
+                    self.routers.current.observe_cache(now, instance, cache_news(&event));
                 }
             }
         }
@@ -489,7 +556,9 @@ impl<'a> Cluster<'a> {
     fn finish(&mut self, now: Timestamp, finished: &Finished) {
         let request = &self.workload.requests()[finished.id.index()];
         let live = self.live[finished.id.index()].take().expect("it ends once");
-        self.router.end(live.ticket);
+        if live.router == self.routers.number {
+            self.routers.current.end(live.ticket);
+        }
         self.records.push(RequestRecord {
             id: request.id,
             session: request.session,
@@ -519,23 +588,27 @@ impl<'a> Cluster<'a> {
 
     fn into_outcome(mut self) -> SimOutcome {
         assert_eq!(self.ended as usize, self.workload.requests().len(), "every request ends");
-        assert_eq!(self.router.in_flight(), 0, "nothing is left in flight");
+        assert_eq!(self.routers.current.in_flight(), 0, "nothing is left in flight");
         self.records.sort_unstable_by_key(|record| record.id);
         let end = self.end;
-        let instances = (0..).zip(&self.engines).map(|(id, engine)| InstanceOutcome {
-            id: InstanceId(id),
-            counters: *engine.counters(),
-            gauge_totals: engine.gauge_totals(end),
-            inter_token_ns: engine.inter_token_ns().clone(),
+        // Engines may have had something to do still.
+        self.samples.retain(|sample| sample.at < end);
+        let measured = self.measured.take().unwrap_or_else(|| self.measured_by(end));
+        let instances = (0..).zip(&self.engines).zip(measured.engines);
+        let instances = instances.map(|((id, engine), (gauge_totals, inter_token_ns))| {
+            let counters = *engine.counters();
+            InstanceOutcome { id: InstanceId(id), counters, gauge_totals, inter_token_ns }
         });
         SimOutcome {
             instances: instances.collect(),
             measured_from: self.measured_from,
+            measured_until: measured.until,
             end,
-            in_flight_cov: (self.cov_count > 0).then(|| self.cov_sum / self.cov_count as f64),
-            decision_log_hash: self.router.decision_log_hash(),
-            index_memory_bytes: self.router.index_memory_bytes(),
+            in_flight_cov: measured.in_flight_cov,
+            decision_log_hash: self.routers.decision_log_hash(),
+            index_memory_bytes: self.routers.current.index_memory_bytes(),
             records: self.records,
+            samples: self.samples,
         }
     }
 }

@@ -27,8 +27,40 @@ pub struct SimConfig {
     pub network_delay_s: f64,
     /// Measurements that are not per request (gauges over time, inter-token times, in-flight spread) begin here, s.
     pub measure_from_s: f64,
+    /// They end here, s; at the end of the run by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measure_until_s: Option<f64>,
     /// Feeds the policy's and the signals' generators. The workload has its own.
     pub seed: u64,
+    /// When the router is replaced by a new one, in the order of their times.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub router_restarts: Vec<RouterRestart>,
+    /// Time between two samples of every instance's state, s, above 0; none are kept by default. Sampling changes nothing
+    /// else of a run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sample_every_s: Option<f64>,
+}
+
+/// The router goes and a new one takes its place, as when a gateway is restarted or another version of it rolled out.
+///
+/// The new router knows the instances and nothing else. Its cache directory is empty (a live gateway that hears KV events
+/// can do better: it asks the instances for a replay). What is in flight goes on and ends, but the new router is not told
+/// of it, and sees it in the instances' gauges alone. Readings and news that were on their way are lost. Its load readings
+/// come on the old timetable, the first of them when that is next due; under [`Refresh::RealTime`] it gets the present
+/// loads at once, as by a gateway's first scrape. The engines notice nothing and keep their caches.
+///
+/// What is due at the same time is handled first if it is an engine's step or an answer, and after it if it is a request or
+/// a load reading. A restart at time 0 is none: it only sets the policy.
+///
+/// [`Refresh::RealTime`]: kvroute_router::Refresh::RealTime
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RouterRestart {
+    /// When, s.
+    pub at_s: f64,
+    /// The rule from then on; as before if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<PolicyConfig>,
 }
 
 impl SimConfig {
@@ -56,7 +88,10 @@ impl SimConfig {
             profile,
             network_delay_s: 0.0,
             measure_from_s: 0.0,
+            measure_until_s: None,
             seed,
+            router_restarts: Vec::new(),
+            sample_every_s: None,
         }
     }
 
@@ -94,6 +129,25 @@ pub enum InvalidSim {
         key: &'static str,
         /// What was given.
         value: f64,
+    },
+    /// A sampling interval out of range.
+    #[error(
+        "sample_every_s is {value}; give a positive number of seconds, or leave it out for no samples"
+    )]
+    SampleInterval {
+        /// What was given.
+        value: f64,
+    },
+    /// Router restarts out of order.
+    #[error(
+        "the router restart at {at_s} s comes after the one at {previous_s} s; sort router_restarts by at_s, each later than \
+         the one before"
+    )]
+    RestartOrder {
+        /// The later in the list.
+        at_s: f64,
+        /// The one before it.
+        previous_s: f64,
     },
     /// The plan was made for another block size.
     #[error(

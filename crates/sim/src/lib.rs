@@ -12,10 +12,12 @@ mod cluster;
 mod config;
 mod devices;
 mod outcome;
+mod perfect_load;
+mod routers;
 
 #[cfg(test)]
 mod tests;
 
 pub use cluster::simulate;
-pub use config::{InvalidSim, SimConfig};
+pub use config::{InvalidSim, RouterRestart, SimConfig};
 pub use outcome::{InstanceOutcome, SimOutcome};

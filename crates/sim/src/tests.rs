@@ -8,6 +8,8 @@ mod directory;
 mod errors;
 mod invariants;
 mod log;
+mod restarts;
+mod samples;
 mod staleness;
 mod theory;
 
@@ -21,7 +23,7 @@ use kvroute_workload::{
     ChatSpec, Distribution, GapShape, Plan, RagSpec, UniformSpec, Workload, WorkloadSpec,
 };
 
-use crate::{SimConfig, SimOutcome, simulate};
+use crate::{RouterRestart, SimConfig, SimOutcome, simulate};
 
 const SEED: u64 = 7;
 
@@ -148,12 +150,12 @@ fn mean(outcome: &SimOutcome, of: fn(&RequestRecord) -> f64) -> f64 {
     outcome.records.iter().map(of).sum::<f64>() / outcome.records.len() as f64
 }
 
-/// All that can be seen of a run, to compare two.
+/// All that can be seen of a run but its samples, to compare two.
 #[derive(Debug, PartialEq)]
 struct Seen<'a> {
     records: &'a [RequestRecord],
     instances: Vec<(InstanceId, Counters, GaugeTotals, &'a Histogram<u64>)>,
-    times: (Timestamp, Timestamp),
+    times: [Timestamp; 3],
     in_flight_cov: Option<f64>,
     decision_log_hash: u64,
     index_memory_bytes: usize,
@@ -164,7 +166,9 @@ impl<'a> From<&'a SimOutcome> for Seen<'a> {
         let SimOutcome {
             records,
             instances,
+            samples: _,
             measured_from,
+            measured_until,
             end,
             in_flight_cov,
             decision_log_hash,
@@ -175,7 +179,7 @@ impl<'a> From<&'a SimOutcome> for Seen<'a> {
         Self {
             records,
             instances: instances.collect(),
-            times: (*measured_from, *end),
+            times: [*measured_from, *measured_until, *end],
             in_flight_cov: *in_flight_cov,
             decision_log_hash: *decision_log_hash,
             index_memory_bytes: *index_memory_bytes,

@@ -11,7 +11,7 @@ mod unit;
 
 pub use block::{BlockChain, BlockHash, BlockKey, KeyRun, mix64};
 pub use id::{InstanceId, RequestId, SessionId};
-pub use load::LoadSnapshot;
+pub use load::{LoadSample, LoadSnapshot};
 pub use record::{Outcome, RequestRecord};
 pub use time::Timestamp;
 pub use unit::{BlockCount, BlockSize, TokenCount};

@@ -22,6 +22,10 @@ fn error_on(config: &SimConfig, workload: &Workload, block_size: BlockSize) -> S
     text
 }
 
+fn restarts(at_s: [f64; 2]) -> Vec<RouterRestart> {
+    at_s.map(|at_s| RouterRestart { at_s, policy: None }).to_vec()
+}
+
 #[test]
 fn every_error_names_the_remedy() {
     let ok = cluster(2, "load-cache");
@@ -39,6 +43,9 @@ fn every_error_names_the_remedy() {
         with(|config| config.network_delay_s = f64::NAN),
         with(|config| config.network_delay_s = -1.0),
         with(|config| config.measure_from_s = f64::INFINITY),
+        with(|config| config.sample_every_s = Some(0.0)),
+        with(|config| config.router_restarts = restarts([1.0, -1.0])),
+        with(|config| config.router_restarts = restarts([3.0, 2.0])),
         with(|config| *config = config.clone().with_kv_blocks(100)),
         error_on(&ok, &long, BlockSize::default()),
         error_on(&ok, &long, other),
@@ -53,6 +60,9 @@ fn every_error_names_the_remedy() {
     network_delay_s is NaN; give 0 or a positive number of seconds
     network_delay_s is -1; give 0 or a positive number of seconds
     measure_from_s is inf; give 0 or a positive number of seconds
+    sample_every_s is 0; give a positive number of seconds, or leave it out for no samples
+    at_s of a router restart is -1; give 0 or a positive number of seconds
+    the router restart at 2 s comes after the one at 3 s; sort router_restarts by at_s, each later than the one before
     in the engine settings: one sequence of max_model_len 4096 tokens needs 256 KV blocks of 16 tokens, but only 99 of 100 are usable; raise kv_blocks to 257 or lower max_model_len to 1584
     request 1 of the workload can never run: the prompt has 5000 tokens and max_model_len is 4096: no room for an output token; raise max_model_len (and kv_blocks with it) or shorten the prompt
     the plan cuts the workload into blocks of 32 tokens, but the engines use 16; make the plan for blocks of 16, or set the engines' block_size to 32

@@ -82,6 +82,21 @@ fn configs() -> impl Strategy<Value = SimConfig> {
     )
 }
 
+/// Restarts of the router, now and then with another policy.
+fn restarts() -> impl Strategy<Value = Vec<RouterRestart>> {
+    let restart = (0.0..0.3, prop::option::of(any_policy()));
+    prop_oneof![2 => Just(Vec::new()), 1 => prop::collection::vec(restart, 1..4)].prop_map(
+        |restarts| {
+            let mut at_s = 0.0;
+            let restarts = restarts.into_iter().map(|(after_s, policy)| {
+                at_s += after_s + 1e-6;
+                RouterRestart { at_s, policy }
+            });
+            restarts.collect()
+        },
+    )
+}
+
 /// A workload by its recipe, which is shorter to print.
 #[derive(Clone, Debug)]
 struct Recipe {
@@ -142,7 +157,16 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn runs_conserve_requests_tokens_and_time(config in configs(), recipe in recipes()) {
+    fn runs_conserve_requests_tokens_and_time(
+        (config, restarts) in (configs(), restarts()),
+        recipe in recipes(),
+        sample_every_s in 0.001..0.2,
+    ) {
+        let config = SimConfig {
+            router_restarts: restarts,
+            sample_every_s: Some(sample_every_s),
+            ..config
+        };
         let workload = recipe.workload();
         prop_assume!(workload.requests().iter().all(|request| request.prompt_tokens.0 < LONGEST));
         let outcome = run(&config, &workload);
@@ -153,11 +177,15 @@ proptest! {
         stepping.engine.leap = false;
         let stepped = run(&stepping, &workload);
         prop_assert_eq!(Seen::from(&outcome), Seen::from(&stepped), "leaping, stepping");
+        prop_assert_eq!(&outcome.samples, &stepped.samples);
+
+        let unseen = run(&SimConfig { sample_every_s: None, ..config }, &workload);
+        prop_assert_eq!(Seen::from(&outcome), Seen::from(&unseen), "sampled, not sampled");
     }
 }
 
 /// One record per request, with times in order and sessions closed-loop.
-fn check_records(config: &SimConfig, workload: &Workload, outcome: &SimOutcome) {
+pub(super) fn check_records(config: &SimConfig, workload: &Workload, outcome: &SimOutcome) {
     let requests = workload.requests();
     assert_eq!(outcome.records.len(), requests.len());
     let mut latest_end = Timestamp::ZERO;
@@ -199,7 +227,7 @@ fn previous<'a>(outcome: &'a SimOutcome, record: &RequestRecord) -> &'a RequestR
 }
 
 /// What the engines counted is what the records say.
-fn check_counters(config: &SimConfig, outcome: &SimOutcome) {
+pub(super) fn check_counters(config: &SimConfig, outcome: &SimOutcome) {
     assert_eq!(outcome.instances.len(), config.instances as usize);
     for (number, instance) in (0..).zip(&outcome.instances) {
         assert_eq!(instance.id, InstanceId(number));
