@@ -15,6 +15,7 @@
 //! crate is pure: the same bytes, spec and seed give the same workload.
 
 mod arrival;
+mod compose;
 mod distribution;
 mod intern;
 mod prompts;
@@ -25,6 +26,7 @@ pub mod traces;
 mod workload;
 
 pub use arrival::{ArrivalError, ArrivalProcess, GapShape};
+pub use compose::ConcatError;
 pub use distribution::{Distribution, DistributionError};
 pub use intern::{Plan, PlanError};
 pub use prompts::TokenPrompt;

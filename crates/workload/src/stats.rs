@@ -97,6 +97,15 @@ impl TraceStats {
             pooled_lru,
         })
     }
+
+    /// Share of prompt tokens that a cache which never evicts and is shared by all serves, `0.0..=1.0`, at the block size of
+    /// the plan.
+    ///
+    /// # Panics
+    /// If the plan is not of this workload.
+    pub fn infinite_hit_rate(workload: &Workload, plan: &Plan) -> f64 {
+        infinite_hit_rate(workload, plan, &replay_order(workload))
+    }
 }
 
 impl TokenSummary {

@@ -79,7 +79,7 @@ impl Content {
 
 /// Requests ordered by arrival: absolute arrivals never decrease, ids count up from 0, and a
 /// closed-loop session's later turns stand directly behind its first.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Workload {
     pub(crate) name: String,
     pub(crate) requests: Vec<WorkloadRequest>,
@@ -249,36 +249,21 @@ impl WorkloadBuilder {
     }
 
     /// Orders the requests and numbers them, their sessions (by first appearance) and turns.
-    pub(crate) fn finish(mut self, name: impl Into<String>) -> Workload {
-        self.sort();
-        let slots = self.drafts.iter().map(|d| d.session as usize + 1).max().unwrap_or(0);
-        let mut latest: Vec<Option<RequestId>> = vec![None; slots];
-        let mut requests: Vec<WorkloadRequest> = Vec::with_capacity(self.drafts.len());
-        let mut sessions = 0;
-        for (id, draft) in (0..).map(RequestId).zip(self.drafts) {
-            let previous = latest[draft.session as usize].replace(id);
-            let (session, turn) = if let Some(previous) = previous {
-                let previous = &mut requests[previous.index()];
-                previous.next = Some(id);
-                (previous.session, previous.turn + 1)
-            } else {
-                sessions += 1;
-                (SessionId(sessions - 1), 0)
-            };
-            requests.push(WorkloadRequest {
-                id,
-                session,
-                turn,
-                arrival: draft.arrival,
-                prompt_tokens: TokenCount(draft.prompt_tokens),
-                output_tokens: TokenCount(draft.output_tokens),
-                session_key: draft.session_key,
-                prefix_key: draft.prefix_key,
-                priority: 0,
-                content: draft.content,
-                next: None,
-            });
-        }
+    pub(crate) fn finish(self, name: impl Into<String>) -> Workload {
+        let requests = self.drafts.into_iter().map(|draft| WorkloadRequest {
+            id: RequestId::default(),
+            session: SessionId(draft.session),
+            turn: 0,
+            arrival: draft.arrival,
+            prompt_tokens: TokenCount(draft.prompt_tokens),
+            output_tokens: TokenCount(draft.output_tokens),
+            session_key: draft.session_key,
+            prefix_key: draft.prefix_key,
+            priority: 0,
+            content: draft.content,
+            next: None,
+        });
+        let (requests, sessions) = in_order(requests.collect());
         Workload {
             name: name.into(),
             requests,
@@ -289,22 +274,45 @@ impl WorkloadBuilder {
             dropped: self.dropped,
         }
     }
+}
 
-    /// Sorts stably by absolute arrival; a relative one counts as its predecessor's.
-    fn sort(&mut self) {
-        let slots = self.drafts.iter().map(|d| d.session as usize + 1).max().unwrap_or(0);
-        let mut latest = vec![Timestamp::ZERO; slots];
-        let mut keyed: Vec<(Timestamp, Draft)> = Vec::with_capacity(self.drafts.len());
-        for draft in self.drafts.drain(..) {
-            let latest = &mut latest[draft.session as usize];
-            if let Arrival::At(at) = draft.arrival {
-                *latest = at;
-            }
-            keyed.push((*latest, draft));
-        }
-        keyed.sort_by_key(|(at, _)| *at);
-        self.drafts = keyed.into_iter().map(|(_, draft)| draft).collect();
+/// Puts requests in order and numbers them, their sessions (by first appearance) and turns; and the number of sessions.
+/// They come in any order of sessions, under any numbers of these, turns of one session in order.
+pub(crate) fn in_order(requests: Vec<WorkloadRequest>) -> (Vec<WorkloadRequest>, u32) {
+    let slots = requests.iter().map(|request| request.session.index() + 1).max().unwrap_or(0);
+    let mut requests = by_arrival(requests, slots);
+    let mut latest: Vec<Option<usize>> = vec![None; slots];
+    let mut sessions = 0;
+    for at in 0..requests.len() {
+        let id = RequestId(u32::try_from(at).expect("fewer than 2^32 requests"));
+        let previous = latest[requests[at].session.index()].replace(at);
+        let (session, turn) = if let Some(previous) = previous {
+            let previous = &mut requests[previous];
+            previous.next = Some(id);
+            (previous.session, previous.turn + 1)
+        } else {
+            sessions += 1;
+            (SessionId(sessions - 1), 0)
+        };
+        let request = &mut requests[at];
+        (request.id, request.session, request.turn, request.next) = (id, session, turn, None);
     }
+    (requests, sessions)
+}
+
+/// Sorts stably by absolute arrival; a relative one counts as its predecessor's. Sessions are numbered below `slots`.
+fn by_arrival(requests: Vec<WorkloadRequest>, slots: usize) -> Vec<WorkloadRequest> {
+    let mut latest = vec![Timestamp::ZERO; slots];
+    let mut keyed: Vec<(Timestamp, WorkloadRequest)> = Vec::with_capacity(requests.len());
+    for request in requests {
+        let latest = &mut latest[request.session.index()];
+        if let Arrival::At(at) = request.arrival {
+            *latest = at;
+        }
+        keyed.push((*latest, request));
+    }
+    keyed.sort_by_key(|(at, _)| *at);
+    keyed.into_iter().map(|(_, request)| request).collect()
 }
 
 /// A stable 64-bit hash of bytes (FNV-1a, then mixed), for keys made of names.
