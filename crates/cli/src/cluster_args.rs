@@ -5,12 +5,11 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::Args;
-use kvroute_engine::EngineConfig;
+use kvroute_experiment::{ClusterSettings, RefreshText, Span};
 use kvroute_policy::PolicyConfig;
 use kvroute_profile::LatencyProfile;
-use kvroute_router::{DirectorySource, Refresh, SignalConfig};
+use kvroute_router::{DirectorySource, Refresh};
 use kvroute_sim::SimConfig;
-use kvroute_types::BlockSize;
 
 use crate::failure::Failure;
 use crate::values;
@@ -110,65 +109,60 @@ impl ClusterArgs {
         instances: u32,
         seed: u64,
     ) -> Result<SimConfig, Failure> {
-        let mut config = SimConfig::new(instances, policy, profile.clone(), seed);
-        if let Some(block_size) = self.block_size.and_then(BlockSize::new) {
-            config = config.with_block_size(block_size);
+        let config = self.settings().sim_config(profile, policy, instances, seed);
+        config.map_err(Failure::usage)
+    }
+
+    fn settings(&self) -> ClusterSettings {
+        let Self {
+            profile,
+            kv_blocks,
+            block_size,
+            max_model_len,
+            max_num_batched_tokens,
+            max_num_seqs,
+            instances_per_device,
+            sync_scheduling,
+            no_prefix_caching,
+            network_delay,
+            directory,
+            index_refresh,
+            load_refresh,
+            index_delay,
+            load_delay,
+            index_loss,
+            load_loss,
+            index_expiry,
+            load_expiry,
+        } = self.clone();
+        ClusterSettings {
+            profile,
+            kv_blocks,
+            block_size,
+            max_model_len,
+            max_num_batched_tokens,
+            max_num_seqs,
+            instances_per_device,
+            sync_scheduling,
+            no_prefix_caching,
+            network_delay: Span(network_delay),
+            directory,
+            index_refresh: RefreshText(index_refresh),
+            load_refresh: RefreshText(load_refresh),
+            index_delay: Span(index_delay),
+            load_delay: Span(load_delay),
+            index_loss,
+            load_loss,
+            index_expiry: index_expiry.map(Span),
+            load_expiry: load_expiry.map(Span),
+            ..ClusterSettings::default()
         }
-        if let Some(kv_blocks) = self.kv_blocks {
-            config = config.with_kv_blocks(kv_blocks);
-        }
-        let sizes = &mut config.engine;
-        let set = |size: &mut u32, flag: Option<u32>| *size = flag.unwrap_or(*size);
-        set(&mut sizes.max_num_batched_tokens, self.max_num_batched_tokens);
-        // R4: left alone, the sequences give way to a smaller step.
-        sizes.max_num_seqs =
-            self.max_num_seqs.unwrap_or(sizes.max_num_seqs.min(sizes.max_num_batched_tokens));
-        match self.max_model_len {
-            Some(max_model_len) => sizes.max_model_len = max_model_len,
-            None => fit_model_len(sizes),
-        }
-        sizes.async_scheduling = !self.sync_scheduling;
-        sizes.enable_prefix_caching = !self.no_prefix_caching;
-        check_engine(sizes)?;
-        if let Some(instances) = self.instances_per_device {
-            config.instances_per_device = instances;
-        }
-        config.router.directory = self.directory;
-        config.network_delay_s = self.network_delay.as_secs_f64();
-        let signal = |refresh, delay: Duration, loss, expiry: Option<Duration>| SignalConfig {
-            refresh,
-            delay_s: delay.as_secs_f64(),
-            loss,
-            expiry_s: expiry.map(|expiry| expiry.as_secs_f64()),
-        };
-        config.router.index =
-            signal(self.index_refresh, self.index_delay, self.index_loss, self.index_expiry);
-        config.router.load =
-            signal(self.load_refresh, self.load_delay, self.load_loss, self.load_expiry);
-        for (flag, signal) in
-            [("--index-…", &config.router.index), ("--load-…", &config.router.load)]
-        {
-            let checked = signal.validate().with_context(|| format!("in the {flag} flags"));
-            checked.map_err(Failure::Usage)?;
-        }
-        Ok(config)
     }
 
     /// The latency profile: built in, or from a file.
     pub(crate) fn profile(&self) -> Result<LatencyProfile, Failure> {
         read_profile(&self.profile)
     }
-}
-
-/// A model's length is a limit, not a demand: it gives way to a smaller cache.
-pub(crate) fn fit_model_len(engine: &mut EngineConfig) {
-    let capacity = u64::from(engine.usable_blocks()) * u64::from(engine.block_size.get());
-    engine.max_model_len = u32::try_from(capacity).unwrap_or(u32::MAX).min(engine.max_model_len);
-}
-
-fn check_engine(engine: &EngineConfig) -> Result<(), Failure> {
-    let checked = engine.validate().context("vLLM would not start with these engine settings");
-    checked.map_err(Failure::Usage)
 }
 
 /// A built-in profile by name, or one from a TOML file.

@@ -12,7 +12,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use kvroute_gateway::{Gateway, GatewayConfig, InstanceConfig};
 use kvroute_lab::{
-    InstanceMeasurements, Measurements, Mode, Pair, Preemptions, RunResult, Slo, WarmUp,
+    InstanceMeasurements, MeasurementWindow, Measurements, Mode, Pair, Preemptions, RunResult, Slo,
     comparison_html, comparison_table, figures, mean_in_flight,
 };
 use kvroute_load::{InstanceTarget, LoadConfig, LoadOutcome, PromptForm, Target};
@@ -203,16 +203,14 @@ fn prepare(
     let as_routed = as_routed(workload.clone(), &TokenStream::new(VOCABULARY, 0));
     let config = sim_config(profile);
     let plan = Plan::new(&workload, config.engine.block_size).map_err(Failure::usage)?;
-    let stats =
-        TraceStats::new(&workload, config.engine.block_size, &[]).map_err(Failure::usage)?;
-    let hit_rate_infinite_cache = stats.hit_rate_infinite_cache;
+    let hit_rate_infinite_cache = TraceStats::infinite_hit_rate(&workload, &plan);
     Ok(Prepared { workload, as_routed, plan, hit_rate_infinite_cache })
 }
 
 fn sim_config(profile: &LatencyProfile) -> SimConfig {
     let mut config = SimConfig::new(INSTANCES, PolicyConfig::RoundRobin {}, profile.clone(), 0)
         .with_kv_blocks(KV_BLOCKS);
-    crate::cluster_args::fit_model_len(&mut config.engine);
+    kvroute_experiment::fit_model_len(&mut config.engine);
     config
 }
 
@@ -335,7 +333,7 @@ fn measurements<'a>(
         seed: setting.seed,
         mode,
         records: &[],
-        warm_up: WarmUp::NONE,
+        window: MeasurementWindow::ALL,
         slo: Slo { ttft_ms: 500.0, tpot_ms: 50.0 },
         inter_token_ns: None,
         hit_rate_infinite_cache: Some(prepared.hit_rate_infinite_cache),

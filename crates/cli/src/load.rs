@@ -9,7 +9,8 @@ use anyhow::{Context, anyhow};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use kvroute_lab::{
-    InstanceMeasurements, Measurements, Mode, Preemptions, RunResult, Slo, WarmUp, mean_in_flight,
+    InstanceMeasurements, MeasurementWindow, Measurements, Mode, Preemptions, RunResult, Slo,
+    mean_in_flight,
 };
 use kvroute_load::{Counter, InstanceTarget, LoadConfig, LoadOutcome, PromptForm, Target};
 use kvroute_policy::PolicyConfig;
@@ -192,7 +193,7 @@ fn result(
         seed: args.seed,
         mode: Mode::Live,
         records: &outcome.records,
-        warm_up: WarmUp::until(from),
+        window: MeasurementWindow::from_time(from),
         slo: Slo { ttft_ms: 2_000.0, tpot_ms: 100.0 },
         inter_token_ns: Some(outcome.inter_token_ns.clone()),
         hit_rate_infinite_cache: None,

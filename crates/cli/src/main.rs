@@ -8,6 +8,7 @@
 mod calibrate;
 mod cluster_args;
 mod demo;
+mod experiment;
 mod failure;
 mod inspect;
 mod live;
@@ -48,6 +49,11 @@ enum Command {
     Load(Box<load::LoadArgs>),
     /// Run a workload through routing policies over simulated vLLM instances, in virtual time.
     Simulate(Box<simulate::SimulateArgs>),
+    /// Run experiments: grids of policies, workloads, loads and conditions, with statistics and a report.
+    Experiment {
+        #[command(subcommand)]
+        command: experiment::ExperimentCommand,
+    },
     /// Make a gateway's decisions again from its decision log, and see what other policies would have decided.
     Replay(replay::ReplayArgs),
     /// Measure an idle vLLM and write its latency profile.
@@ -77,6 +83,7 @@ fn main() -> ExitCode {
         Command::Mock(args) => mock::run(&args),
         Command::Load(args) => load::run(&args),
         Command::Simulate(args) => simulate::run(&args),
+        Command::Experiment { command } => experiment::run(&command),
         Command::Replay(args) => replay::run(&args),
         Command::Calibrate(args) => calibrate::run(&args),
         Command::Validate(args) => validate::run(&args),

@@ -129,7 +129,7 @@ fn config(args: &MockArgs) -> Result<MockConfig, Failure> {
     if let Some(kv_blocks) = args.kv_blocks {
         config.engine.kv_blocks = kv_blocks;
     }
-    crate::cluster_args::fit_model_len(&mut config.engine);
+    kvroute_experiment::fit_model_len(&mut config.engine);
     let faults = match &args.faults {
         Some(json) => serde_json::from_str::<Faults>(json).map_err(|error| {
             Failure::Usage(anyhow!("--faults is not of the form of GET /mock/faults: {error}"))

@@ -7,14 +7,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::anyhow;
 use clap::Args;
-use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressStyle};
-use kvroute_lab::{
-    InstanceMeasurements, Manifest, Measurements, Mode, Preemptions, RunResult, Slo, WarmUp,
-    mean_in_flight,
-};
+use kvroute_experiment::Simulated;
+use kvroute_lab::{Manifest, MeasurementWindow, RunResult, Slo};
 use kvroute_policy::PolicyConfig;
-use kvroute_sim::{SimConfig, SimOutcome, simulate};
+use kvroute_sim::{SimConfig, simulate};
 use kvroute_types::Timestamp;
 use kvroute_workload::{Plan, TraceStats, Workload};
 use serde::Serialize;
@@ -175,8 +172,8 @@ fn slo(args: &SimulateArgs) -> Slo {
 fn prepare(workload: Workload, config: &SimConfig) -> Result<Prepared, Failure> {
     let block_size = config.engine.block_size;
     let plan = Plan::new(&workload, block_size).map_err(Failure::usage)?;
-    let stats = TraceStats::new(&workload, block_size, &[]).map_err(Failure::usage)?;
-    Ok(Prepared { workload, plan, hit_rate_infinite_cache: stats.hit_rate_infinite_cache })
+    let hit_rate_infinite_cache = TraceStats::infinite_hit_rate(&workload, &plan);
+    Ok(Prepared { workload, plan, hit_rate_infinite_cache })
 }
 
 /// Runs all cells, several at a time; results come in the order of the cells.
@@ -234,58 +231,17 @@ fn run_cell(
     let outcome = outcome.map_err(Failure::usage)?;
     let wall_s = began.elapsed().as_secs_f64();
     progress.inc(outcome.records.len() as u64 - u64::from(reported));
-    measure(args, prepared, cell, seed, &outcome, wall_s)
-}
-
-fn measure(
-    args: &SimulateArgs,
-    prepared: &Prepared,
-    cell: &Cell,
-    seed: u64,
-    outcome: &SimOutcome,
-    wall_s: f64,
-) -> Result<RunResult, Failure> {
-    let mut inter_token_ns = Histogram::new(3).expect("3 significant digits are allowed");
-    for instance in &outcome.instances {
-        let added = inter_token_ns.add(&instance.inter_token_ns);
-        added.expect("the histogram grows as needed");
-    }
-    let until = outcome.end;
-    let instances = outcome.instances.iter().map(|instance| {
-        let totals = &instance.gauge_totals;
-        let ns = until.nanos_since(outcome.measured_from);
-        let mean = |sum: f64| (ns > 0).then(|| sum / ns as f64);
-        InstanceMeasurements {
-            instance: instance.id,
-            queue_depth_mean: mean(totals.waiting_ns as f64),
-            queue_depth_max: Some(totals.waiting_max),
-            kv_cache_usage_mean: mean(totals.kv_cache_usage_ns),
-            in_flight_mean: mean_in_flight(
-                &outcome.records,
-                instance.id,
-                outcome.measured_from,
-                until,
-            ),
-        }
-    });
-    Ok(RunResult::from_measurements(&Measurements {
-        policy: cell.policy.name().to_owned(),
-        policy_config: serde_json::to_value(cell.policy).map_err(std::io::Error::from)?,
-        workload: prepared.workload.name().to_owned(),
+    let simulated = Simulated {
+        policy: cell.policy,
+        workload: prepared.workload.name(),
         instances: cell.instances,
         seed,
-        mode: Mode::Sim,
-        records: &outcome.records,
-        warm_up: WarmUp::until(Timestamp::from_secs_f64(args.warm_up.as_secs_f64())),
+        window: MeasurementWindow::from_time(Timestamp::from_secs_f64(args.warm_up.as_secs_f64())),
         slo: slo(args),
-        inter_token_ns: Some(inter_token_ns),
         hit_rate_infinite_cache: Some(prepared.hit_rate_infinite_cache),
-        instances_measured: instances.collect(),
-        cov_in_flight: outcome.in_flight_cov,
-        preemptions: Preemptions::InRecords,
-        decision_log_hash: Some(outcome.decision_log_hash),
         wall_s,
-    }))
+    };
+    Ok(simulated.result(&outcome))
 }
 
 /// Progress on standard error; silent where that is no terminal.

@@ -8,25 +8,37 @@
 //! The crate is *not* told how a run is made: it drives nothing, and reads no clock, environment or
 //! socket (the caller passes what the manifest needs of them). `comparison_table`, `comparison_html` and `figures` set live
 //! runs beside simulated ones; [`LatencyComparison`] says how far a simulation of a measured run is off.
+//! [`experiment_report`] makes page, figures and tables of an experiment of many runs, [`experiment_comparison`] of two.
 //! The same measurements give the same bytes, whatever the order of the records.
 //!
 //! [`RequestRecord`]: kvroute_types::RequestRecord
 
 mod columns;
+mod experiment;
+mod experiment_report;
 mod latencies;
 mod manifest;
 mod measurements;
 mod quantile;
 mod report;
 mod run_result;
+mod statistics;
 mod table;
 
+pub use experiment::{
+    About, Capacity, Cell, Condition, ExperimentResults, ExperimentRun, InstanceTimeline,
+    LoadPoint, Quantiles, Timeline,
+};
+pub use experiment_report::{
+    ExperimentReport, PngError, ReportFigure, ReportTable, experiment_comparison,
+    experiment_report, svg_to_png,
+};
 pub use latencies::{
     Compared, FigureComparison, HitRates, Latencies, LatencyComparison, MeasuredError,
 };
 pub use manifest::{InputFile, Machine, Manifest, ReadInputError};
 pub use measurements::{
-    InstanceMeasurements, Measurements, Mode, Preemptions, Slo, WarmUp, mean_in_flight,
+    InstanceMeasurements, MeasurementWindow, Measurements, Mode, Preemptions, Slo, mean_in_flight,
 };
 pub use quantile::{Summary, quantile};
 pub use report::{
@@ -36,5 +48,9 @@ pub use report::{
 pub use run_result::{
     CacheResult, DecisionLogHash, IndexResult, InstanceResult, LoadResult, ParseHashError,
     RunResult,
+};
+pub use statistics::{
+    CONFIDENCE, Comparison, EXACT_SEEDS_MAX, Estimate, SEEDS_MIN, compare, interval_tail, mean,
+    standard_deviation, steady_from,
 };
 pub use table::{CSV_COLUMNS, text_table, write_csv};

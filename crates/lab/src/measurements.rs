@@ -6,9 +6,8 @@ use serde::{Deserialize, Serialize};
 
 /// All that was measured of one run, by the simulator or by the load driver.
 ///
-/// Requests are taken one by one, and [`WarmUp`] is applied to them here. What comes aggregated (gauges,
-/// counters, inter-token times) cannot be cut any more: it should be of the time after the warm-up, and a
-/// source that can only tell of the whole run is to say so where its results are shown.
+/// Requests are taken one by one, and [`MeasurementWindow`] is applied to them here. What comes aggregated
+/// (gauges, counters, inter-token times) cannot be cut any more: it should be of that time, and a source that can only tell of the whole run is to say so where its results are shown.
 #[derive(Clone, Debug)]
 pub struct Measurements<'a> {
     /// Name of the policy, as on the command line.
@@ -23,10 +22,10 @@ pub struct Measurements<'a> {
     pub seed: u64,
     /// Simulated or live.
     pub mode: Mode,
-    /// Every request of the run, warm-up included, in any order.
+    /// Every request of the run, whether it counts or not, in any order.
     pub records: &'a [RequestRecord],
-    /// Which requests are left out of the statistics.
-    pub warm_up: WarmUp,
+    /// Which of them count.
+    pub window: MeasurementWindow,
     /// The objective that goodput is measured against.
     pub slo: Slo,
     /// Gaps between the output tokens of the counted requests, ns, of all instances merged; keep 3
@@ -68,24 +67,41 @@ impl Mode {
     }
 }
 
-/// The start of a run, while caches fill: its requests are served but not counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct WarmUp {
+/// Which requests count, by their intended arrival. Before it caches and queues fill (warm-up); after it no session begins
+/// any more, and the load falls. All requests are served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MeasurementWindow {
+    from: Timestamp,
     until: Timestamp,
 }
 
-impl WarmUp {
-    /// No warm-up: every request counts.
-    pub const NONE: Self = Self { until: Timestamp::ZERO };
+impl MeasurementWindow {
+    /// Every request counts.
+    pub const ALL: Self = Self { from: Timestamp::ZERO, until: Timestamp::MAX };
 
-    /// A warm-up until `until`: requests whose intended arrival is before it do not count.
-    pub const fn until(until: Timestamp) -> Self {
-        Self { until }
+    /// Requests from `from` on.
+    pub const fn from_time(from: Timestamp) -> Self {
+        Self { from, until: Timestamp::MAX }
+    }
+
+    /// Requests from `from` to `until`, both included.
+    pub const fn between(from: Timestamp, until: Timestamp) -> Self {
+        Self { from, until }
+    }
+
+    /// Its beginning: the end of the warm-up.
+    pub const fn from(self) -> Timestamp {
+        self.from
+    }
+
+    /// Its end.
+    pub const fn until(self) -> Timestamp {
+        self.until
     }
 
     /// Whether a request of this intended arrival counts.
     pub fn counts(self, arrival: Timestamp) -> bool {
-        arrival >= self.until
+        (self.from..=self.until).contains(&arrival)
     }
 }
 

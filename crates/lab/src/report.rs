@@ -21,7 +21,9 @@ use std::collections::BTreeSet;
 
 use crate::RunResult;
 use crate::columns::{Column, Layout, finite, fixed, shortened};
+pub(crate) use html::{opening as html_opening, unbroken};
 pub use plot::{Mark, Panel, Series, latency_figure, panels_svg};
+pub(crate) use svg::tick_step;
 use svg::{Chart, Group};
 
 /// Fits in 120 columns, unless its numbers are absurd; a workload's or policy's name keeps 8.
@@ -274,14 +276,14 @@ fn error_percent(live: Option<f64>, sim: Option<f64>) -> Option<f64> {
 }
 
 /// [`fixed`], with `+` before a number that is above zero as it is shown.
-fn signed(value: Option<f64>, decimals: usize) -> String {
+pub(crate) fn signed(value: Option<f64>, decimals: usize) -> String {
     let text = fixed(value, decimals);
     let plus = !text.starts_with('-') && text.contains(|c: char| c.is_ascii_digit() && c != '0');
     if plus { format!("+{text}") } else { text }
 }
 
 /// `name` as part of a file name.
-fn slug(name: &str) -> String {
+pub(crate) fn slug(name: &str) -> String {
     let mut slug = String::new();
     for c in name.chars() {
         if c.is_ascii_alphanumeric() {
@@ -296,7 +298,7 @@ fn slug(name: &str) -> String {
 
 /// `text` for HTML and XML, in content or in a quoted attribute. Characters that XML cannot hold become
 /// U+FFFD.
-fn escaped(text: &str) -> String {
+pub(crate) fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -315,4 +317,4 @@ fn escaped(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,6 +1,6 @@
 //! The figures of one run, each defined once, here.
 //!
-//! A request *counts* if its intended arrival is not in the warm-up. Only `requests`, `completed`,
+//! A request *counts* if its intended arrival is in the measurement window (after the warm-up, before the load falls). Only `requests`, `completed`,
 //! `failed`, their like in `per_instance`, and `reasons` are of the whole run; every other figure that is
 //! made from records is of the counted requests. Gauges, counters and inter-token times arrive already
 //! aggregated, over the time that whoever measured them chose ([`Measurements`] asks for the time after
@@ -36,7 +36,9 @@ use kvroute_types::{InstanceId, Outcome, RequestRecord, Timestamp};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::{InstanceMeasurements, Measurements, Mode, Preemptions, Slo, Summary, WarmUp};
+use crate::{
+    InstanceMeasurements, MeasurementWindow, Measurements, Mode, Preemptions, Slo, Summary,
+};
 
 /// Nanoseconds in a second.
 const NS_PER_S: f64 = 1e9;
@@ -202,7 +204,7 @@ impl RunResult {
             seed,
             mode,
             records,
-            warm_up,
+            window,
             slo,
             inter_token_ns,
             hit_rate_infinite_cache,
@@ -213,7 +215,7 @@ impl RunResult {
             wall_s,
         } = measured;
 
-        let counted: Vec<_> = records.iter().filter(|r| warm_up.counts(r.arrival)).collect();
+        let counted: Vec<_> = records.iter().filter(|r| window.counts(r.arrival)).collect();
         let done: Vec<_> = counted.iter().copied().filter(|r| is_completed(r)).collect();
         let completed = records.iter().filter(|r| is_completed(r)).count() as u64;
 
@@ -254,7 +256,7 @@ impl RunResult {
                 Preemptions::Counter(count) => Some(count),
                 Preemptions::Unmeasured => None,
             },
-            per_instance: per_instance(records, &gauges, *warm_up),
+            per_instance: per_instance(records, &gauges, *window),
             index: index(&counted),
             reasons: reasons(records),
             decision_log_hash: decision_log_hash.map(DecisionLogHash),
@@ -400,7 +402,7 @@ fn gauges_of_all(
 fn per_instance(
     records: &[RequestRecord],
     gauges: &[InstanceMeasurements],
-    warm_up: WarmUp,
+    window: MeasurementWindow,
 ) -> Vec<InstanceResult> {
     let mut records_of: BTreeMap<InstanceId, Vec<&RequestRecord>> = BTreeMap::new();
     for record in records {
@@ -410,7 +412,7 @@ fn per_instance(
     }
     let result = |gauges: &InstanceMeasurements| {
         let sent = records_of.get(&gauges.instance).map_or(&[][..], Vec::as_slice);
-        let counts = |r: &&RequestRecord| warm_up.counts(r.arrival) && is_completed(r);
+        let counts = |r: &&RequestRecord| window.counts(r.arrival) && is_completed(r);
         let done: Vec<_> = sent.iter().copied().filter(counts).collect();
         let tokens = PromptTokens::of(&done);
         InstanceResult {

@@ -10,6 +10,7 @@ mod bad_input;
 mod calibrate;
 mod chaos;
 mod client;
+mod experiment;
 mod faults;
 mod inspect;
 mod kv_events;

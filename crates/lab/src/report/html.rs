@@ -129,17 +129,23 @@ const QUANTITIES: &[Quantity] = &[
     quantity("good\u{ad}put, req/s", |run| finite(run.goodput_rps), 2, Difference::Percent),
 ];
 
-/// The whole page.
-pub(super) fn page(title: &str, command: &str, scenarios: &[Scenario<'_>]) -> String {
+/// A page's beginning, down to its title, with more style than every page has. It needs nothing else: no network, no
+/// script.
+pub(crate) fn opening(title: &str, style: &str) -> String {
     let title = escaped(title);
-    let mut page = format!(
+    format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta http-equiv=\"Content-Security-Policy\" \
          content=\"default-src 'none'; style-src 'unsafe-inline'\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n\
-         <h2>Summary</h2>\n<ul>\n"
-    );
+         <title>{title}</title>\n<style>\n{STYLE}{style}</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
+    )
+}
+
+/// The whole page.
+pub(super) fn page(title: &str, command: &str, scenarios: &[Scenario<'_>]) -> String {
+    let mut page = opening(title, "");
+    page.push_str("<h2>Summary</h2>\n<ul>\n");
     for sentence in words::summary(scenarios) {
         // Writing to a string cannot fail; so below.
         let _ = writeln!(page, "<li>{}</li>", escaped(&unbroken(&sentence)));
@@ -162,7 +168,7 @@ pub(super) fn page(title: &str, command: &str, scenarios: &[Scenario<'_>]) -> St
 }
 
 /// Keeps a number and its unit on one line.
-fn unbroken(sentence: &str) -> String {
+pub(crate) fn unbroken(sentence: &str) -> String {
     sentence.replace(" %", "\u{a0}%").replace(" ms", "\u{a0}ms")
 }
 

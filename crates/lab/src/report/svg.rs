@@ -212,6 +212,17 @@ impl Chart<'_> {
     }
 }
 
+/// The distance of ticks over `span`, which is above zero: 1, 2 or 5 times a power of ten, so that there are no more than
+/// five of them.
+pub(crate) fn tick_step(span: f64) -> f64 {
+    let power = 10_f64.powf((span / 4.0).log10().floor());
+    [1.0, 2.0, 5.0]
+        .map(|factor| factor * power)
+        .into_iter()
+        .find(|step| span / step <= 5.0)
+        .unwrap_or(10.0 * power)
+}
+
 /// From a value to a place: linear from zero.
 pub(super) struct Scale {
     left: f64,
@@ -226,12 +237,7 @@ impl Scale {
     /// From zero at `left` to the next tick from `max` at `right`.
     pub(super) fn new(left: f64, right: f64, max: f64) -> Self {
         let max = if max < 1e-9 { 1.0 } else { max };
-        let power = 10_f64.powf((max / 4.0).log10().floor());
-        let step = [1.0, 2.0, 5.0]
-            .map(|factor| factor * power)
-            .into_iter()
-            .find(|step| max / step <= 5.0)
-            .unwrap_or(10.0 * power);
+        let step = tick_step(max);
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,

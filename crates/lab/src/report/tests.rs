@@ -6,7 +6,7 @@ use super::*;
 use crate::{CacheResult, IndexResult, LoadResult, Mode, Slo, Summary};
 
 /// A run with no figure measured.
-fn unmeasured(policy: &str, workload: &str, mode: Mode) -> RunResult {
+pub(crate) fn unmeasured(policy: &str, workload: &str, mode: Mode) -> RunResult {
     let nothing = Summary::default();
     RunResult {
         policy: policy.to_owned(),

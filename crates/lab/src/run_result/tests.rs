@@ -66,7 +66,7 @@ fn measurements(records: &[RequestRecord]) -> Measurements<'_> {
         seed: 42,
         mode: Mode::Sim,
         records,
-        warm_up: WarmUp::NONE,
+        window: MeasurementWindow::ALL,
         slo: Slo { ttft_ms: 100.0, tpot_ms: 20.0 },
         inter_token_ns: None,
         hit_rate_infinite_cache: Some(0.5),
@@ -170,7 +170,7 @@ fn instances_come_in_id_order_with_their_own_figures() {
 fn the_warm_up_keeps_its_place_in_the_counts_only() {
     let records = four_requests();
     let mut measured = measurements(&records);
-    measured.warm_up = WarmUp::until(ms(2000));
+    measured.window = MeasurementWindow::from_time(ms(2000));
     let result = RunResult::from_measurements(&measured);
     assert_eq!((result.requests, result.completed, result.failed), (4, 3, 1));
     assert_eq!(result.reasons.values().sum::<u64>(), 3);
@@ -190,7 +190,7 @@ fn the_warm_up_keeps_its_place_in_the_counts_only() {
 fn nothing_after_the_warm_up_is_null_throughout() {
     let records = four_requests();
     let mut measured = measurements(&records);
-    measured.warm_up = WarmUp::until(ms(5000));
+    measured.window = MeasurementWindow::from_time(ms(5000));
     let result = RunResult::from_measurements(&measured);
     assert_eq!((result.requests, result.completed, result.failed), (4, 3, 1));
     assert_eq!((result.duration_s, result.offered_rps), (None, None));
@@ -379,7 +379,7 @@ proptest! {
         warm_up in 0..12_000_u64,
     ) {
         let mut measured = measurements(&records);
-        measured.warm_up = WarmUp::until(ms(warm_up));
+        measured.window = MeasurementWindow::from_time(ms(warm_up));
         let result = RunResult::from_measurements(&measured);
 
         prop_assert_eq!(result.completed + result.failed, result.requests);

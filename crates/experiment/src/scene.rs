@@ -1,0 +1,307 @@
+//! A scene under one seed: what its runs meet, and how a run is made of it.
+
+use std::time::Instant;
+
+use kvroute_lab::{Cell, ExperimentRun, InstanceTimeline, MeasurementWindow, Quantiles, Timeline};
+use kvroute_lab::{RunResult, quantile, steady_from};
+use kvroute_sim::{RouterRestart, SimConfig, SimOutcome, simulate};
+use kvroute_types::{BlockSize, LoadSample, Outcome, RequestRecord, Timestamp};
+use kvroute_workload::{Arrival, Plan as BlockPlan, TraceStats, Workload};
+
+use crate::RunFault;
+use crate::measure::Simulated;
+use crate::plan::{Plan, PlannedCondition, RunId, Scene};
+use crate::workloads::one_line;
+
+/// Points of a timeline.
+const TIMELINE_POINTS: f64 = 60.0;
+/// Most instances of which a timeline is kept.
+const TIMELINE_INSTANCES_MAX: u32 = 16;
+/// Time between two runs on the same instances, s: everything has ended, nothing is forgotten.
+const PAUSE_S: f64 = 30.0;
+
+/// A workload under one seed and rate, and what is known of it.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) workload: Workload,
+    pub(crate) blocks: BlockPlan,
+    pub(crate) hit_rate_infinite_cache: f64,
+    pub(crate) window: MeasurementWindow,
+    pub(crate) rate: Option<f64>,
+    pub(crate) seed: u64,
+}
+
+/// A finished run and what it leaves for the Parquet files.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    pub(crate) id: RunId,
+    pub(crate) run: ExperimentRun,
+    pub(crate) records: Vec<RequestRecord>,
+    pub(crate) samples: Vec<LoadSample>,
+}
+
+impl Prepared {
+    pub(crate) fn new(
+        plan: &Plan,
+        scene: &Scene,
+        seed: u64,
+        rate: Option<f64>,
+        block_size: BlockSize,
+    ) -> Result<Self, RunFault> {
+        let source = &plan.sources[scene.source];
+        let workload = source.load(seed, rate).map_err(RunFault::Spec)?;
+        Self::of(workload, plan.spec.warm_up.share, seed, rate, block_size)
+    }
+
+    fn of(
+        workload: Workload,
+        warm_up_share: f64,
+        seed: u64,
+        rate: Option<f64>,
+        block_size: BlockSize,
+    ) -> Result<Self, RunFault> {
+        let fault = |error: &dyn std::error::Error| RunFault::Workload {
+            workload: workload.name().to_owned(),
+            what: one_line(error),
+        };
+        let blocks = BlockPlan::new(&workload, block_size).map_err(|error| fault(&error))?;
+        let hit_rate_infinite_cache = TraceStats::infinite_hit_rate(&workload, &blocks);
+        let last = last_start(&workload);
+        let window = MeasurementWindow::between(
+            Timestamp::from_secs_f64(last.as_secs_f64() * warm_up_share),
+            last,
+        );
+        Ok(Self { workload, blocks, hit_rate_infinite_cache, window, rate, seed })
+    }
+}
+
+/// The simulated cluster of a run.
+fn config(
+    plan: &Plan,
+    condition: &PlannedCondition,
+    instances: u32,
+    policy: usize,
+    seed: u64,
+) -> Result<SimConfig, RunFault> {
+    let policy = plan.policies[policy].config;
+    let made = condition.cluster.sim_config(&condition.profile, policy, instances, seed);
+    let mut config = made.map_err(|error| RunFault::Simulation { what: one_line(&error) })?;
+    config.router.always_index = true;
+    Ok(config)
+}
+
+/// Makes one run from cold caches. With `keeps`, what the experiment keeps of a run is kept.
+pub(crate) fn run_cold(
+    plan: &Plan,
+    prepared: &Prepared,
+    scene: (usize, &Scene),
+    condition: usize,
+    policy: usize,
+) -> Result<Finished, RunFault> {
+    let (number, scene) = scene;
+    let planned = &plan.conditions[condition];
+    let mut config = config(plan, planned, scene.instances, policy, prepared.seed)?;
+    config.measure_from_s = prepared.window.from().as_secs_f64();
+    config.measure_until_s = Some(prepared.window.until().as_secs_f64());
+    let latest_s = 2.0 * prepared.window.until().as_secs_f64() + 3_600.0;
+    config.router_restarts = planned.cluster.router_restarts(latest_s);
+    let keeps_timeline = plan.spec.keep.timelines
+        && prepared.seed == plan.spec.first_seed
+        && scene.instances <= TIMELINE_INSTANCES_MAX;
+    let timeline_step_s = prepared.window.until().as_secs_f64() / TIMELINE_POINTS;
+    config.sample_every_s = match plan.spec.keep.samples_every {
+        Some(every) => Some(every.as_secs_f64()),
+        None => (keeps_timeline && timeline_step_s > 0.0).then_some(timeline_step_s),
+    };
+    let began = Instant::now();
+    let outcome = simulate(&config, &prepared.workload, &prepared.blocks, |_| {});
+    let outcome = outcome.map_err(|error| RunFault::Simulation { what: one_line(&error) })?;
+    let wall_s = began.elapsed().as_secs_f64();
+    let result = simulated(plan, prepared, scene, policy, wall_s).result(&outcome);
+    let cell = plan.cell(scene, condition, policy, prepared.rate);
+    let timeline = keeps_timeline.then(|| timeline(&outcome, config.sample_every_s));
+    let run = experiment_run(plan, cell, result, &outcome.records, prepared.window, timeline);
+    let id = RunId { cell: plan.cell_number(number, condition, policy), seed: prepared.seed };
+    let SimOutcome { records, samples, .. } = outcome;
+    Ok(Finished { id, run, records, samples })
+}
+
+/// Makes the runs of all policies and seeds one after the other on the same instances, whose caches stay; the router is a
+/// new one for each.
+pub(crate) fn run_kept(
+    plan: &Plan,
+    prepared: &[Prepared],
+    scene: (usize, &Scene),
+    condition: usize,
+) -> Result<Vec<Finished>, RunFault> {
+    let (number, scene) = scene;
+    let planned = &plan.conditions[condition];
+    let mut config = config(plan, planned, scene.instances, 0, plan.spec.first_seed)?;
+    let mut parts = Vec::new();
+    let mut starts = Vec::new();
+    let mut at_s = 0.0;
+    for policy in 0..plan.policies.len() {
+        for part in prepared {
+            let start = Timestamp::from_secs_f64(at_s);
+            if at_s > 0.0 {
+                let policy = Some(plan.policies[policy].config);
+                config.router_restarts.push(RouterRestart { at_s: start.as_secs_f64(), policy });
+            }
+            parts.push((part.workload.clone().with_salt(part.seed), start));
+            starts.push((policy, part, start));
+            at_s += longest_s(&part.workload) + PAUSE_S;
+        }
+    }
+    let all = Workload::concat(parts);
+    let all = all.map_err(|error| RunFault::Simulation { what: one_line(&error) })?;
+    let blocks = BlockPlan::new(&all, config.engine.block_size);
+    let blocks = blocks.map_err(|error| RunFault::Simulation { what: one_line(&error) })?;
+    let began = Instant::now();
+    let outcome = simulate(&config, &all, &blocks, |_| {});
+    let mut outcome = outcome.map_err(|error| RunFault::Simulation { what: one_line(&error) })?;
+    let wall_s = began.elapsed().as_secs_f64() / starts.len() as f64;
+    // What is measured over the whole of it is nobody's.
+    let all_records = std::mem::take(&mut outcome.records);
+    let mut finished = Vec::new();
+    for (at, &(policy, part, start)) in starts.iter().enumerate() {
+        let end = starts.get(at + 1).map_or(Timestamp::MAX, |(.., next)| *next);
+        let records: Vec<RequestRecord> = all_records
+            .iter()
+            .filter(|record| (start..end).contains(&record.arrival))
+            .cloned()
+            .collect();
+        if records.len() != part.workload.requests().len() || records.iter().any(|r| r.end >= end) {
+            return Err(RunFault::Overlap { policy: plan.policies[policy].label.clone() });
+        }
+        let shifted = |at: Timestamp| at.plus_nanos(start.as_nanos());
+        let window =
+            MeasurementWindow::between(shifted(part.window.from()), shifted(part.window.until()));
+        let of_part = Simulated { window, ..simulated(plan, part, scene, policy, wall_s) };
+        let result = of_part.result_of_records(&records, scene.instances);
+        let cell = plan.cell(scene, condition, policy, part.rate);
+        let mut run = experiment_run(plan, cell, result, &records, window, None);
+        // Both count from the run's own beginning.
+        run.warm_up_s -= start.as_secs_f64();
+        run.steady_from_s = run.steady_from_s.map(|at| at - start.as_secs_f64());
+        let id = RunId { cell: plan.cell_number(number, condition, policy), seed: part.seed };
+        finished.push(Finished { id, run, records, samples: Vec::new() });
+    }
+    Ok(finished)
+}
+
+/// Share of the counted requests that meet the SLO when the baseline routes.
+pub(crate) fn attainment(
+    plan: &Plan,
+    prepared: &Prepared,
+    scene: &Scene,
+    base: &PlannedCondition,
+) -> Result<f64, RunFault> {
+    let config = config(plan, base, scene.instances, plan.baseline, prepared.seed)?;
+    let outcome = simulate(&config, &prepared.workload, &prepared.blocks, |_| {});
+    let outcome = outcome.map_err(|error| RunFault::Simulation { what: one_line(&error) })?;
+    let result = simulated(plan, prepared, scene, plan.baseline, 0.0).result(&outcome);
+    let counted = outcome.records.iter().filter(|r| prepared.window.counts(r.arrival)).count();
+    let good = result.goodput_rps.unwrap_or(0.0) * result.duration_s.unwrap_or(0.0);
+    Ok(if counted == 0 { 0.0 } else { good / counted as f64 })
+}
+
+fn simulated<'a>(
+    plan: &Plan,
+    prepared: &'a Prepared,
+    scene: &Scene,
+    policy: usize,
+    wall_s: f64,
+) -> Simulated<'a> {
+    Simulated {
+        policy: plan.policies[policy].config,
+        workload: prepared.workload.name(),
+        instances: scene.instances,
+        seed: prepared.seed,
+        window: prepared.window,
+        slo: plan.slo(scene),
+        hit_rate_infinite_cache: Some(prepared.hit_rate_infinite_cache),
+        wall_s,
+    }
+}
+
+/// What an experiment keeps of a run, from its figures and records.
+pub(crate) fn experiment_run(
+    plan: &Plan,
+    cell: Cell,
+    result: RunResult,
+    records: &[RequestRecord],
+    window: MeasurementWindow,
+    timeline: Option<Timeline>,
+) -> ExperimentRun {
+    let mut by_arrival: Vec<(Timestamp, f64)> = records
+        .iter()
+        .filter(|record| record.outcome == Outcome::Completed && record.arrival <= window.until())
+        .filter_map(|record| {
+            let ms = record.first_token?.nanos_since(record.arrival) as f64 / 1e6;
+            Some((record.arrival, ms))
+        })
+        .collect();
+    by_arrival.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
+    let series: Vec<f64> = by_arrival.iter().map(|(_, ms)| *ms).collect();
+    let steady_from_s = steady_from(&series).map(|at| by_arrival[at].0.as_secs_f64());
+    let ttft_quantiles = plan.spec.keep.distributions.then(|| {
+        let counted = by_arrival.iter().filter(|(at, _)| window.counts(*at));
+        let mut ms: Vec<f64> = counted.map(|(_, ms)| *ms).collect();
+        ms.sort_by(f64::total_cmp);
+        let at = |percent: u32| quantile(&ms, f64::from(percent) / 100.0).map(tidy);
+        Quantiles { ms: (0..=100).filter_map(at).collect() }
+    });
+    ExperimentRun {
+        cell,
+        result,
+        ttft_quantiles,
+        timeline,
+        steady_from_s,
+        warm_up_s: window.from().as_secs_f64(),
+    }
+}
+
+fn timeline(outcome: &SimOutcome, every_s: Option<f64>) -> Timeline {
+    let mut instances = vec![InstanceTimeline::default(); outcome.instances.len()];
+    for sample in &outcome.samples {
+        let instance = &mut instances[sample.instance.index()];
+        instance.waiting.push(sample.waiting);
+        instance.running.push(sample.running);
+        instance.kv_cache_usage.push((sample.kv_cache_usage * 1e3).round() / 1e3);
+    }
+    Timeline { step_s: every_s.unwrap_or_default(), instances }
+}
+
+/// To a microsecond: a picture needs no more.
+fn tidy(ms: f64) -> f64 {
+    (ms * 1e3).round() / 1e3
+}
+
+/// When the last session begins: from then on the load falls.
+fn last_start(workload: &Workload) -> Timestamp {
+    let starts = workload.requests().iter().filter_map(|request| match request.arrival {
+        Arrival::At(at) => Some(at),
+        Arrival::AfterPrevious { .. } | Arrival::Paced { .. } => None,
+    });
+    starts.max().unwrap_or(Timestamp::ZERO)
+}
+
+/// Longest that a workload can go on if each answer takes at most a minute, s.
+fn longest_s(workload: &Workload) -> f64 {
+    const ANSWER_S: f64 = 60.0;
+    let mut ends: Vec<f64> = vec![0.0; workload.sessions() as usize];
+    for request in workload.requests() {
+        let end = &mut ends[request.session.0 as usize];
+        let pause_s = match request.arrival {
+            Arrival::At(at) => {
+                *end = end.max(at.as_secs_f64());
+                0.0
+            }
+            Arrival::AfterPrevious { think: pause } | Arrival::Paced { interval: pause } => {
+                pause.as_secs_f64()
+            }
+        };
+        *end += pause_s + ANSWER_S;
+    }
+    ends.into_iter().fold(0.0, f64::max)
+}

@@ -1,0 +1,482 @@
+//! The runs put in order: a cell with its seeds, a scene with its policies.
+//!
+//! A *scene* is all that a policy meets: workload, factors, instances, load and condition. Its cells differ in the policy
+//! alone, so that they may be compared; seeds are matched by their number, in whatever order the runs arrived.
+
+use std::cell::OnceCell;
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::columns::{finite, fixed};
+use crate::report::slug;
+use crate::{
+    Cell, Comparison, Estimate, ExperimentResults, ExperimentRun, LoadPoint, RunResult, compare,
+    mean,
+};
+
+/// The policy with a weight for the cache and one for the load.
+const LOAD_CACHE: &str = "load-cache";
+/// Policies that know nothing of caches; all others do.
+const LOAD_ONLY: [&str; 3] = ["round-robin", "jsq", "p2c"];
+
+/// A figure of a run, one number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Quantity {
+    TtftP95,
+    HitRate,
+    Imbalance,
+    Goodput,
+    TtftP50,
+    TtftP99,
+    TpotP95,
+    Completed,
+    QueueDepth,
+    InfiniteHitRate,
+}
+
+impl Quantity {
+    /// In the order in which they matter.
+    pub(super) const ALL: [Self; 10] = [
+        Self::TtftP95,
+        Self::HitRate,
+        Self::Imbalance,
+        Self::Goodput,
+        Self::TtftP50,
+        Self::TtftP99,
+        Self::TpotP95,
+        Self::Completed,
+        Self::QueueDepth,
+        Self::InfiniteHitRate,
+    ];
+
+    pub(super) fn of(self, run: &RunResult) -> Option<f64> {
+        let percent = |share: Option<f64>| share.map(|share| 100.0 * share);
+        finite(match self {
+            Self::TtftP50 => run.ttft_ms.p50,
+            Self::TtftP95 => run.ttft_ms.p95,
+            Self::TtftP99 => run.ttft_ms.p99,
+            Self::TpotP95 => run.tpot_ms.p95,
+            Self::HitRate => percent(run.cache.hit_rate),
+            Self::InfiniteHitRate => percent(run.cache.hit_rate_infinite_cache),
+            Self::Imbalance => run.load.imbalance_max_over_mean,
+            Self::QueueDepth => run.load.queue_depth_mean,
+            Self::Goodput => run.goodput_rps,
+            Self::Completed => {
+                percent(run.completed_rps.zip(run.offered_rps).map(|(done, asked)| done / asked))
+            }
+        })
+    }
+
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::TtftP50 => "P50 TTFT",
+            Self::TtftP95 => "P95 TTFT",
+            Self::TtftP99 => "P99 TTFT",
+            Self::TpotP95 => "P95 TPOT",
+            Self::HitRate => "hit rate",
+            Self::InfiniteHitRate => "hit rate of an infinite cache",
+            Self::Imbalance => "imbalance",
+            Self::QueueDepth => "queue depth",
+            Self::Goodput => "goodput",
+            Self::Completed => "completed / offered",
+        }
+    }
+
+    pub(super) const fn unit(self) -> &'static str {
+        match self {
+            Self::TtftP50 | Self::TtftP95 | Self::TtftP99 | Self::TpotP95 => "ms",
+            Self::HitRate | Self::InfiniteHitRate | Self::Completed => "%",
+            Self::Imbalance => "max/mean",
+            Self::QueueDepth => "requests",
+            Self::Goodput => "req/s",
+        }
+    }
+
+    /// Name of a column of CSV, the unit last.
+    pub(super) const fn key(self) -> &'static str {
+        match self {
+            Self::TtftP50 => "ttft_p50_ms",
+            Self::TtftP95 => "ttft_p95_ms",
+            Self::TtftP99 => "ttft_p99_ms",
+            Self::TpotP95 => "tpot_p95_ms",
+            Self::HitRate => "hit_rate_percent",
+            Self::InfiniteHitRate => "hit_rate_infinite_cache_percent",
+            Self::Imbalance => "imbalance_max_over_mean",
+            Self::QueueDepth => "queue_depth_mean",
+            Self::Goodput => "goodput_rps",
+            Self::Completed => "completed_over_offered_percent",
+        }
+    }
+
+    /// Digits after the point.
+    pub(super) const fn decimals(self) -> usize {
+        match self {
+            Self::TtftP50 | Self::TtftP95 | Self::TtftP99 => 0,
+            Self::HitRate | Self::InfiniteHitRate | Self::Completed => 1,
+            Self::TpotP95 | Self::Imbalance | Self::QueueDepth | Self::Goodput => 2,
+        }
+    }
+
+    /// What an axis says.
+    pub(super) fn axis(self) -> String {
+        match self {
+            Self::Imbalance => "imbalance: busiest / mean instance".to_owned(),
+            _ => format!("{}, {}", self.name(), self.unit()),
+        }
+    }
+}
+
+/// A cell with its runs.
+pub(super) struct GridCell<'a> {
+    pub(super) cell: &'a Cell,
+    /// One for each seed, ascending; at least one.
+    pub(super) runs: Vec<&'a ExperimentRun>,
+    /// Index of its scene.
+    pub(super) scene: usize,
+    /// Name of the policy without its parameters.
+    pub(super) kind: &'a str,
+    estimates: [OnceCell<Option<Estimate>>; Quantity::ALL.len()],
+    against_baseline: OnceCell<Option<Comparison>>,
+}
+
+impl<'a> GridCell<'a> {
+    fn new(cell: &'a Cell, first: &'a ExperimentRun, scene: usize) -> Self {
+        let kind = first.result.policy_config.get("kind").and_then(serde_json::Value::as_str);
+        let label = cell.policy.split(':').next().unwrap_or_default();
+        Self {
+            cell,
+            runs: vec![first],
+            scene,
+            kind: kind.unwrap_or(label),
+            estimates: Default::default(),
+            against_baseline: OnceCell::new(),
+        }
+    }
+
+    /// The figure of each seed; `None` unless every seed has it.
+    pub(super) fn values(&self, quantity: Quantity) -> Option<Vec<f64>> {
+        self.runs.iter().map(|run| quantity.of(&run.result)).collect()
+    }
+
+    /// Mean over the seeds, if every seed has it.
+    pub(super) fn mean(&self, quantity: Quantity) -> Option<f64> {
+        let sum: f64 = self.runs.iter().map(|run| quantity.of(&run.result)).sum::<Option<_>>()?;
+        finite(Some(sum / self.runs.len() as f64))
+    }
+
+    /// Mean over the seeds with its interval, if every seed has it.
+    pub(super) fn estimate(&self, quantity: Quantity) -> Option<Estimate> {
+        let index = Quantity::ALL.iter().position(|other| *other == quantity)?;
+        *self.estimates[index].get_or_init(|| mean(&self.values(quantity)?))
+    }
+
+    /// This cell against another, over the seeds that both have; `None` if one of those was not measured.
+    pub(super) fn against(&self, other: &Self, quantity: Quantity) -> Option<Comparison> {
+        let (mut values, mut reference) = (Vec::new(), Vec::new());
+        for (run, other) in self.pairs(other) {
+            values.push(quantity.of(&run.result)?);
+            reference.push(quantity.of(&other.result)?);
+        }
+        compare(&values, &reference)
+    }
+
+    /// Runs of both under the same seed.
+    pub(super) fn pairs(&self, other: &Self) -> Vec<(&'a ExperimentRun, &'a ExperimentRun)> {
+        let of = |run: &&'a ExperimentRun| {
+            let at = other.runs.binary_search_by_key(&run.result.seed, |run| run.result.seed);
+            at.ok().map(|at| (*run, other.runs[at]))
+        };
+        self.runs.iter().filter_map(of).collect()
+    }
+
+    /// Weights of cache and load, if it is the policy that has them.
+    pub(super) fn alpha_beta(&self) -> Option<(f64, f64)> {
+        let config = &self.runs[0].result.policy_config;
+        let weight = |name| finite(config.get(name)?.as_f64());
+        (self.kind == LOAD_CACHE).then_some(())?;
+        Some((weight("alpha")?, weight("beta")?))
+    }
+
+    /// The policy's settings but for its two weights, as text; what an alpha/beta map has in common.
+    pub(super) fn variant(&self) -> String {
+        let mut config = self.runs[0].result.policy_config.clone();
+        if let Some(settings) = config.as_object_mut() {
+            for known in ["kind", "alpha", "beta"] {
+                settings.remove(known);
+            }
+        }
+        config.to_string()
+    }
+
+    pub(super) fn is_load_only(&self) -> bool {
+        LOAD_ONLY.contains(&self.kind)
+    }
+
+    pub(super) fn failed(&self) -> u64 {
+        self.runs.iter().map(|run| run.result.failed).sum()
+    }
+}
+
+/// Cells that differ in the policy alone.
+pub(super) struct Scene<'a> {
+    /// One of its cells: all that they have in common.
+    pub(super) cell: &'a Cell,
+    /// Indices of its cells, in the order of the file.
+    pub(super) cells: Vec<usize>,
+    /// Index of the cell that others are compared with.
+    pub(super) baseline: Option<usize>,
+    /// What tells it from the other scenes.
+    pub(super) name: String,
+    /// The same as part of a file name, unique.
+    pub(super) slug: String,
+}
+
+/// The whole experiment.
+pub(super) struct Grid<'a> {
+    /// In the order of the file.
+    pub(super) cells: Vec<GridCell<'a>>,
+    /// In the order of the file.
+    pub(super) scenes: Vec<Scene<'a>>,
+    /// Runs left out because their cell and seed were there already.
+    pub(super) repeated: usize,
+}
+
+impl<'a> Grid<'a> {
+    pub(super) fn new(results: &'a ExperimentResults) -> Self {
+        let mut grid = Self { cells: Vec::new(), scenes: Vec::new(), repeated: 0 };
+        let (mut scenes, mut cells) = (BTreeMap::new(), BTreeMap::new());
+        for run in &results.runs {
+            let cell = &run.cell;
+            let scene = *scenes.entry(SceneKey::new(cell)).or_insert_with(|| {
+                grid.scenes.push(Scene {
+                    cell,
+                    cells: Vec::new(),
+                    baseline: None,
+                    name: String::new(),
+                    slug: String::new(),
+                });
+                grid.scenes.len() - 1
+            });
+            let key = (scene, cell.policy.as_str());
+            if let Some(index) = cells.get(&key) {
+                let known: &mut GridCell<'a> = &mut grid.cells[*index];
+                known.runs.push(run);
+            } else {
+                cells.insert(key, grid.cells.len());
+                grid.scenes[scene].cells.push(grid.cells.len());
+                grid.cells.push(GridCell::new(cell, run, scene));
+            }
+        }
+        for cell in &mut grid.cells {
+            let all = cell.runs.len();
+            cell.runs.sort_by_key(|run| run.result.seed);
+            cell.runs.dedup_by_key(|run| run.result.seed);
+            grid.repeated += all - cell.runs.len();
+        }
+        grid.find_baselines(&results.about.baseline);
+        grid.name_scenes();
+        grid
+    }
+
+    fn find_baselines(&mut self, baseline: &str) {
+        for scene in &mut self.scenes {
+            let find = |is: &dyn Fn(&GridCell<'_>) -> bool| {
+                scene.cells.iter().copied().find(|index| is(&self.cells[*index]))
+            };
+            scene.baseline = find(&|cell| cell.cell.policy == baseline)
+                .or_else(|| find(&|cell| cell.kind == baseline));
+        }
+    }
+
+    fn name_scenes(&mut self) {
+        let loads: BTreeSet<_> = self.scenes.iter().map(|s| load_key(&s.cell.load)).collect();
+        let sizes: BTreeSet<_> = self.scenes.iter().map(|s| s.cell.instances).collect();
+        let mut slugs = BTreeSet::new();
+        for scene in &mut self.scenes {
+            let Cell { workload, instances, load, condition, .. } = scene.cell;
+            let mut parts = vec![workload.clone()];
+            if loads.len() > 1 {
+                parts.extend(load_text(load));
+            }
+            if sizes.len() > 1 {
+                parts.push(format!("{instances} instances"));
+            }
+            if !condition.sweep.is_empty() {
+                parts.push(format!("{} {}", condition.sweep, condition.label));
+            }
+            scene.name = parts.join(", ");
+            let slug = slug(&scene.name);
+            let mut unique = slug.clone();
+            let mut nth = 1;
+            while !slugs.insert(unique.clone()) {
+                nth += 1;
+                unique = format!("{slug}-{nth}");
+            }
+            scene.slug = unique;
+        }
+    }
+
+    pub(super) fn cells_of<'g>(
+        &'g self,
+        scene: &'g Scene<'a>,
+    ) -> impl Iterator<Item = &'g GridCell<'a>> {
+        scene.cells.iter().map(|index| &self.cells[*index])
+    }
+
+    pub(super) fn baseline_of(&self, scene: &Scene<'a>) -> Option<&GridCell<'a>> {
+        scene.baseline.map(|index| &self.cells[index])
+    }
+
+    /// P95 TTFT of a cell against its scene's baseline; `None` of the baseline itself.
+    pub(super) fn against_baseline(&self, cell: &GridCell<'a>) -> Option<Comparison> {
+        *cell.against_baseline.get_or_init(|| {
+            let baseline = self.baseline_of(&self.scenes[cell.scene])?;
+            let is_other = baseline.cell.policy != cell.cell.policy;
+            is_other.then(|| cell.against(baseline, Quantity::TtftP95))?
+        })
+    }
+
+    /// The cell with the least mean of `quantity`, the first of equals.
+    pub(super) fn least<'g>(
+        cells: impl Iterator<Item = &'g GridCell<'a>>,
+        quantity: Quantity,
+    ) -> Option<&'g GridCell<'a>>
+    where
+        'a: 'g,
+    {
+        let measured = cells.filter_map(|cell| Some((cell, cell.mean(quantity)?)));
+        measured.min_by(|a, b| a.1.total_cmp(&b.1)).map(|(cell, _)| cell)
+    }
+
+    /// One cell for each kind of policy: the one with its defaults, or else the one with the least P95 TTFT.
+    pub(super) fn one_of_each_kind<'g>(&'g self, scene: &'g Scene<'a>) -> Vec<&'g GridCell<'a>> {
+        let mut kinds: Vec<&str> = Vec::new();
+        for cell in self.cells_of(scene) {
+            if !kinds.contains(&cell.kind) {
+                kinds.push(cell.kind);
+            }
+        }
+        let chosen = |kind: &&str| {
+            let of_kind = || self.cells_of(scene).filter(|cell| cell.kind == *kind);
+            let default = of_kind().find(|cell| cell.cell.policy == *kind);
+            default
+                .or_else(|| Self::least(of_kind(), Quantity::TtftP95))
+                .or_else(|| of_kind().next())
+        };
+        kinds.iter().filter_map(chosen).collect()
+    }
+
+    /// All cells of a scene if they can be shown one below the other, else one of each kind.
+    pub(super) fn shown<'g>(&'g self, scene: &'g Scene<'a>) -> Vec<&'g GridCell<'a>> {
+        const ROWS_MAX: usize = 12;
+        if scene.cells.len() <= ROWS_MAX {
+            self.cells_of(scene).collect()
+        } else {
+            self.one_of_each_kind(scene)
+        }
+    }
+
+    /// Scenes that differ from each other in what `key` leaves out alone, in the order of the file.
+    pub(super) fn scenes_by<K: Ord>(
+        &self,
+        key: impl Fn(&'a Cell) -> Option<K>,
+    ) -> Vec<Vec<&Scene<'a>>> {
+        let mut places = BTreeMap::new();
+        let mut groups: Vec<Vec<&Scene<'a>>> = Vec::new();
+        for scene in &self.scenes {
+            let Some(key) = key(scene.cell) else { continue };
+            let place = *places.entry(key).or_insert_with(|| {
+                groups.push(Vec::new());
+                groups.len() - 1
+            });
+            groups[place].push(scene);
+        }
+        groups
+    }
+}
+
+/// What makes a scene, as something that can be ordered.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct SceneKey<'a> {
+    workload: &'a str,
+    factors: Vec<(&'a str, u64)>,
+    instances: u32,
+    load: [Option<u64>; 2],
+    condition: (&'a str, &'a str),
+}
+
+impl<'a> SceneKey<'a> {
+    pub(super) fn new(cell: &'a Cell) -> Self {
+        let factors = cell.factors.iter().map(|(name, value)| (name.as_str(), value.to_bits()));
+        Self {
+            workload: &cell.workload,
+            factors: factors.collect(),
+            instances: cell.instances,
+            load: load_key(&cell.load),
+            condition: (&cell.condition.sweep, &cell.condition.label),
+        }
+    }
+
+    /// The same at any load.
+    pub(super) fn without_load(self) -> Self {
+        Self { load: [None; 2], ..self }
+    }
+
+    /// The same with any number of instances: the same share of the capacity, or the same rate for each instance.
+    pub(super) fn without_instances(self) -> Self {
+        let [share, rate] = self.load;
+        let of_each = |rate: u64| (f64::from_bits(rate) / f64::from(self.instances) * 1e6).round();
+        let rate = rate.filter(|_| share.is_none()).map(|rate| of_each(rate).to_bits());
+        Self { instances: 0, load: [share, rate], ..self }
+    }
+
+    /// The same under any value of its sweep.
+    pub(super) fn without_value(self) -> Self {
+        Self { condition: (self.condition.0, ""), ..self }
+    }
+
+    /// The same load in two experiments: the share of the capacity if it was given like that, although the capacity they
+    /// found may differ.
+    pub(super) fn without_found_capacity(self) -> Self {
+        let [share, rate] = self.load;
+        Self { load: [share, rate.filter(|_| share.is_none())], ..self }
+    }
+}
+
+fn load_key(load: &LoadPoint) -> [Option<u64>; 2] {
+    [load.of_capacity, load.requests_per_s].map(|value| value.map(f64::to_bits))
+}
+
+/// Whether a figure that is this share above the best is as good as the best: up to 5 %.
+pub(super) fn is_near(share: f64) -> bool {
+    // A quotient is rounded.
+    share <= 0.05 + 1e-9
+}
+
+/// A load to read; `None` if the workload keeps its own times.
+pub(super) fn load_text(load: &LoadPoint) -> Option<String> {
+    match (load.of_capacity, load.requests_per_s) {
+        (Some(share), _) => Some(format!("{} % of capacity", fixed(Some(100.0 * share), 0))),
+        (None, Some(rate)) => Some(format!("{} req/s", fixed(Some(rate), 2))),
+        (None, None) => None,
+    }
+}
+
+/// Cells that no other beats in both: `points` are (more is better, less is better), the result is indices by the first
+/// ascending. Of equal points the first counts.
+pub(super) fn pareto_front(points: &[(f64, f64)]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..points.len()).collect();
+    order.sort_by(|a, b| {
+        let (a_point, b_point) = (points[*a], points[*b]);
+        b_point.0.total_cmp(&a_point.0).then(a_point.1.total_cmp(&b_point.1)).then(a.cmp(b))
+    });
+    let mut front = Vec::new();
+    let mut least = f64::INFINITY;
+    for index in order {
+        if points[index].1 < least {
+            least = points[index].1;
+            front.push(index);
+        }
+    }
+    front.reverse();
+    front
+}

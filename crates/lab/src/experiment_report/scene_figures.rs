@@ -1,0 +1,510 @@
+//! Figures of one scene: its policies beside each other.
+
+use std::collections::BTreeMap;
+
+use super::axis::{Axis, short};
+use super::canvas::{Look, Looks};
+use super::groups::{Grid, GridCell, Quantity, Scene, pareto_front};
+use super::lines::{Labels, Line, Lines, Panel, Point};
+use super::rows::{Marks, Row, Rows};
+use super::scatter::{Dot, Scatter};
+use super::strips::Strips;
+use super::tables::csv_text;
+use super::{Drawn, extent, optional};
+use crate::columns::fixed;
+use crate::report::signed;
+use crate::{ExperimentRun, quantile};
+
+/// Reasons that are told apart; all others are one.
+const REASONS_MAX: usize = 7;
+/// Names of points that are shown.
+const NAMES_MAX: usize = 10;
+
+/// All figures that a scene has the data for.
+pub(super) fn of_scene(grid: &Grid<'_>, looks: &Looks, scene: &Scene<'_>) -> Vec<Drawn> {
+    let figures = [
+        ttft_distribution(grid, looks, scene),
+        relative_ttft(grid, looks, scene),
+        hit_rate(grid, looks, scene),
+        spread_over_instances(grid, looks, scene),
+        queue_depth(grid, looks, scene),
+        receipts(grid, looks, scene),
+    ];
+    figures.into_iter().flatten().collect()
+}
+
+fn header(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+fn ttft_distribution(grid: &Grid<'_>, looks: &Looks, scene: &Scene<'_>) -> Option<Drawn> {
+    let mut curves: Vec<(&GridCell<'_>, Vec<f64>)> = grid
+        .one_of_each_kind(scene)
+        .into_iter()
+        .filter_map(|cell| Some((cell, mean_quantiles(cell)?)))
+        .collect();
+    let p95 = |quantiles: &[f64]| quantile_at(quantiles, 0.95);
+    curves.sort_by(|a, b| p95(&a.1).total_cmp(&p95(&b.1)));
+    if curves.is_empty() {
+        return None;
+    }
+    let shares = |quantiles: &[f64]| -> Vec<f64> {
+        let last = (quantiles.len() - 1) as f64;
+        (0..quantiles.len()).map(|nth| nth as f64 / last).collect()
+    };
+    let line = |(cell, quantiles): &(&GridCell<'_>, Vec<f64>)| Line {
+        name: cell.cell.policy.clone(),
+        look: looks.of(&cell.cell.policy),
+        points: shares(quantiles)
+            .into_iter()
+            .zip(quantiles)
+            // The slowest percent would stretch the axis.
+            .filter(|(share, _)| *share < 0.995)
+            .map(|(share, ms)| Point { x: *ms, y: Some(100.0 * share), interval: None })
+            .collect(),
+    };
+    let lines: Vec<_> = curves.iter().map(line).collect();
+    let values: Vec<f64> =
+        lines.iter().flat_map(|line| line.points.iter().map(|point| point.x)).collect();
+    let y = Axis::from_zero("requests served up to that TTFT, %", [0.0, 100.0]);
+    let mut panel = Panel::new(y, lines);
+    panel.labels = Labels::Listed;
+    panel.rules.push(95.0);
+    let figure = Lines {
+        title: format!("Distribution of TTFT, {}", scene.name),
+        note: "Further left is faster. Dashed: 95 % of requests; policies are listed by the TTFT at which they reach it, the \
+               fastest first. Mean of each quantile over the seeds, up to P99."
+            .to_owned(),
+        x: Axis::log_if_wide("TTFT, ms", values),
+        panels: vec![panel],
+    };
+    let rows = curves.iter().flat_map(|(cell, quantiles)| {
+        shares(quantiles).into_iter().zip(quantiles).map(|(share, ms)| {
+            vec![cell.cell.policy.clone(), fixed(Some(share), 2), ms.to_string()]
+        })
+    });
+    Some(Drawn {
+        name: format!("{}-ttft-cdf", scene.slug),
+        svg: figure.to_svg(),
+        csv: csv_text(header(&["policy", "share", "ttft_ms"]), rows),
+    })
+}
+
+/// The mean over the seeds of each quantile; `None` unless every seed has as many.
+fn mean_quantiles(cell: &GridCell<'_>) -> Option<Vec<f64>> {
+    let of_seeds: Vec<&Vec<f64>> = cell
+        .runs
+        .iter()
+        .map(|run| run.ttft_quantiles.as_ref().map(|quantiles| &quantiles.ms))
+        .collect::<Option<_>>()?;
+    let count = of_seeds.first()?.len();
+    if count < 2 || of_seeds.iter().any(|ms| ms.len() != count) {
+        return None;
+    }
+    let seeds = of_seeds.len() as f64;
+    let mean = |nth: usize| of_seeds.iter().map(|ms| ms[nth]).sum::<f64>() / seeds;
+    Some((0..count).map(mean).collect())
+}
+
+/// A quantile of a distribution that is given by its quantiles.
+fn quantile_at(quantiles: &[f64], share: f64) -> f64 {
+    quantile(quantiles, share).unwrap_or(f64::INFINITY)
+}
+
+fn relative_ttft(grid: &Grid<'_>, looks: &Looks, scene: &Scene<'_>) -> Option<Drawn> {
+    let baseline = grid.baseline_of(scene)?;
+    let of_baseline = baseline.estimate(Quantity::TtftP95)?;
+    let others: Vec<_> = grid
+        .shown(scene)
+        .into_iter()
+        .filter(|cell| cell.cell.policy != baseline.cell.policy)
+        .map(|cell| (cell, grid.against_baseline(cell).and_then(|compared| compared.relative)))
+        .collect();
+    if others.iter().all(|(_, relative)| relative.is_none()) {
+        return None;
+    }
+    let percent = |(low, high): (f64, f64)| (100.0 * low, 100.0 * high);
+    let values = others
+        .iter()
+        .filter_map(|(_, relative)| *relative)
+        .flat_map(|relative| extent(Some(relative.value), relative.interval))
+        .map(|share| 100.0 * share);
+    let axis = Axis::from_zero("change of P95 TTFT, % (less is better)", values);
+    let row = |(cell, relative): &(&GridCell<'_>, Option<crate::Estimate>)| Row {
+        name: cell.cell.policy.clone(),
+        look: looks.of(&cell.cell.policy),
+        marks: relative.map_or(Marks::Nothing, |relative| {
+            Marks::Dot(100.0 * relative.value, relative.interval.map(percent))
+        }),
+        label: relative.map_or_else(
+            || "not measured".to_owned(),
+            |relative| format!("{} %", signed(Some(100.0 * relative.value), 1)),
+        ),
+    };
+    let label = &baseline.cell.policy;
+    let figure = Rows {
+        title: format!("P95 TTFT against {label}, {}", scene.name),
+        note: "Change of the mean over seeds, with its 95 % interval over seeds met by both. An interval that crosses the \
+               dashed line: no difference is shown."
+            .to_owned(),
+        axis,
+        entries: others.iter().map(row).collect(),
+        reference: Some((0.0, format!("{label}: {} ms", fixed(Some(of_baseline.value), 0)))),
+        parts: Vec::new(),
+    };
+    let rows = others.iter().map(|(cell, relative)| {
+        let (low, high) = relative.and_then(|relative| relative.interval).unzip();
+        let fields = [relative.map(|relative| relative.value), low, high];
+        let fields = fields.map(|share| optional(share.map(|share| 100.0 * share)));
+        let mut row = vec![cell.cell.policy.clone()];
+        row.extend(fields);
+        row
+    });
+    let names = [
+        "policy",
+        "ttft_p95_relative_percent",
+        "ttft_p95_relative_percent_low",
+        "ttft_p95_relative_percent_high",
+    ];
+    Some(Drawn {
+        name: format!("{}-ttft-p95-relative", scene.slug),
+        svg: figure.to_svg(),
+        csv: csv_text(header(&names), rows),
+    })
+}
+
+fn hit_rate(grid: &Grid<'_>, looks: &Looks, scene: &Scene<'_>) -> Option<Drawn> {
+    let bound = grid.cells_of(scene).find_map(|cell| cell.mean(Quantity::InfiniteHitRate));
+    let reference =
+        bound.map(|bound| (bound, format!("infinite cache: {} %", fixed(Some(bound), 1))));
+    bars(
+        (grid, looks, scene),
+        Quantity::HitRate,
+        "Hit rate",
+        "Share of prompt tokens found in a prefix cache, with its 95 % interval over seeds; dashed: one cache that never evicts \
+         and serves all instances.",
+        reference.as_ref(),
+    )
+}
+
+fn queue_depth(grid: &Grid<'_>, looks: &Looks, scene: &Scene<'_>) -> Option<Drawn> {
+    bars(
+        (grid, looks, scene),
+        Quantity::QueueDepth,
+        "Queue depth",
+        "Requests that wait in an instance's queue, mean over time and instances, with its 95 % interval over seeds.",
+        None,
+    )
+}
+
+/// A bar of one figure for each policy.
+fn bars(
+    (grid, looks, scene): (&Grid<'_>, &Looks, &Scene<'_>),
+    quantity: Quantity,
+    title: &str,
+    note: &str,
+    reference: Option<&(f64, String)>,
+) -> Option<Drawn> {
+    let cells: Vec<_> =
+        grid.shown(scene).into_iter().map(|cell| (cell, cell.estimate(quantity))).collect();
+    if cells.iter().all(|(_, estimate)| estimate.is_none()) {
+        return None;
+    }
+    let values = cells
+        .iter()
+        .filter_map(|(_, estimate)| *estimate)
+        .flat_map(|estimate| extent(Some(estimate.value), estimate.interval));
+    let values = values.chain(reference.iter().map(|(value, _)| *value));
+    let unit = match quantity.unit() {
+        "%" => " %",
+        _ => "",
+    };
+    let row = |(cell, estimate): &(&GridCell<'_>, Option<crate::Estimate>)| Row {
+        name: cell.cell.policy.clone(),
+        look: looks.of(&cell.cell.policy),
+        marks: estimate
+            .map_or(Marks::Nothing, |estimate| Marks::Bar(estimate.value, estimate.interval)),
+        label: estimate.map_or_else(
+            || "not measured".to_owned(),
+            |estimate| format!("{}{unit}", fixed(Some(estimate.value), quantity.decimals())),
+        ),
+    };
+    let figure = Rows {
+        title: format!("{title}, {}", scene.name),
+        note: note.to_owned(),
+        axis: Axis::from_zero(quantity.axis(), values),
+        entries: cells.iter().map(row).collect(),
+        reference: reference.cloned(),
+        parts: Vec::new(),
+    };
+    let rows = cells.iter().map(|(cell, estimate)| {
+        let (low, high) = estimate.and_then(|estimate| estimate.interval).unzip();
+        let value = estimate.map(|estimate| estimate.value);
+        let reference = reference.map(|(value, _)| *value);
+        let mut row = vec![cell.cell.policy.clone()];
+        row.extend([value, low, high, reference].map(optional));
+        row
+    });
+    let key = quantity.key();
+    let names = ["policy", key, &format!("{key}_low"), &format!("{key}_high"), "reference"];
+    Some(Drawn {
+        name: format!("{}-{}", scene.slug, crate::report::slug(title)),
+        svg: figure.to_svg(),
+        csv: csv_text(header(&names), rows),
+    })
+}
+
+/// How far instances are from their fair share, over instances and seeds.
+fn spread_over_instances(grid: &Grid<'_>, looks: &Looks, scene: &Scene<'_>) -> Option<Drawn> {
+    let cells: Vec<_> = grid
+        .shown(scene)
+        .into_iter()
+        .map(|cell| (cell, five_numbers(relative_requests(cell)), cell.mean(Quantity::Imbalance)))
+        .collect();
+    if cells.iter().all(|(_, five, imbalance)| five.is_none() && imbalance.is_none()) {
+        return None;
+    }
+    let values = cells.iter().flat_map(|(_, five, imbalance)| {
+        five.iter().flatten().copied().chain(*imbalance).collect::<Vec<_>>()
+    });
+    let row = |(cell, five, imbalance): &(&GridCell<'_>, Option<[f64; 5]>, Option<f64>)| Row {
+        name: cell.cell.policy.clone(),
+        look: looks.of(&cell.cell.policy),
+        marks: five.map_or(Marks::Nothing, |five| Marks::Box(five, *imbalance)),
+        label: format!("× {}", fixed(*imbalance, 2)),
+    };
+    let figure = Rows {
+        title: format!("Imbalance, {}", scene.name),
+        note: "Box: requests that an instance got, over the mean instance, for all instances and seeds (whiskers: least and \
+               most). ×: time-mean requests in flight of the busiest instance over the mean one, mean over seeds."
+            .to_owned(),
+        axis: Axis::from_zero("instance / mean instance (1 is even)", values.chain([1.0])),
+        entries: cells.iter().map(row).collect(),
+        reference: Some((1.0, "even".to_owned())),
+        parts: Vec::new(),
+    };
+    let rows = cells.iter().map(|(cell, five, imbalance)| {
+        let five = five.map_or([None; 5], |five| five.map(Some));
+        let mut row = vec![cell.cell.policy.clone()];
+        row.extend(five.map(optional));
+        row.push(optional(*imbalance));
+        row
+    });
+    let names = [
+        "policy",
+        "requests_over_mean_min",
+        "requests_over_mean_p25",
+        "requests_over_mean_p50",
+        "requests_over_mean_p75",
+        "requests_over_mean_max",
+        "imbalance_max_over_mean",
+    ];
+    Some(Drawn {
+        name: format!("{}-imbalance", scene.slug),
+        svg: figure.to_svg(),
+        csv: csv_text(header(&names), rows),
+    })
+}
+
+fn relative_requests(cell: &GridCell<'_>) -> Vec<f64> {
+    let of_run = |run: &&ExperimentRun| {
+        let requests = run.result.per_instance.iter().map(|instance| instance.requests);
+        let requests: Vec<u64> = requests.collect();
+        let mean = requests.iter().sum::<u64>() as f64 / requests.len() as f64;
+        requests
+            .into_iter()
+            .filter(move |_| mean > 0.0)
+            .map(move |count| count as f64 / mean)
+            .collect::<Vec<_>>()
+    };
+    cell.runs.iter().flat_map(of_run).collect()
+}
+
+fn five_numbers(mut values: Vec<f64>) -> Option<[f64; 5]> {
+    values.sort_by(f64::total_cmp);
+    let at = |share| quantile(&values, share);
+    Some([at(0.0)?, at(0.25)?, at(0.5)?, at(0.75)?, at(1.0)?])
+}
+
+/// Why the router chose as it did.
+fn receipts(grid: &Grid<'_>, looks: &Looks, scene: &Scene<'_>) -> Option<Drawn> {
+    let cells: Vec<_> =
+        grid.shown(scene).into_iter().map(|cell| (cell, counts_of_reasons(cell))).collect();
+    let mut totals: BTreeMap<&str, u64> = BTreeMap::new();
+    for (reason, count) in cells.iter().flat_map(|(_, counts)| counts) {
+        *totals.entry(reason).or_default() += count;
+    }
+    if totals.is_empty() {
+        return None;
+    }
+    let mut parts: Vec<&str> = totals.keys().copied().collect();
+    parts.sort_by_key(|reason| std::cmp::Reverse(totals[reason]));
+    let others = parts.split_off(parts.len().min(REASONS_MAX));
+    let place = |reason: &str| parts.iter().position(|part| *part == reason);
+    let row = |(cell, counts): &(&GridCell<'_>, BTreeMap<&str, u64>)| {
+        let all: u64 = counts.values().sum();
+        let mut shares: BTreeMap<usize, f64> = BTreeMap::new();
+        for (reason, count) in counts {
+            let share = 100.0 * *count as f64 / all as f64;
+            *shares.entry(place(reason).unwrap_or(parts.len())).or_default() += share;
+        }
+        Row {
+            name: cell.cell.policy.clone(),
+            look: looks.of(&cell.cell.policy),
+            marks: if shares.is_empty() {
+                Marks::Nothing
+            } else {
+                Marks::Parts(shares.into_iter().collect())
+            },
+            label: String::new(),
+        }
+    };
+    let mut named: Vec<String> = parts.iter().map(|part| (*part).to_owned()).collect();
+    if !others.is_empty() {
+        named.push(format!("{} others", others.len()));
+    }
+    let figure = Rows {
+        title: format!("Receipts by reason, {}", scene.name),
+        note: "Why the policy chose the instance: share of all decisions, over seeds.".to_owned(),
+        axis: Axis::from_zero("decisions, %", [0.0, 100.0]),
+        entries: cells.iter().map(row).collect(),
+        reference: None,
+        parts: named,
+    };
+    let rows = cells.iter().flat_map(|(cell, counts)| {
+        let all: u64 = counts.values().sum();
+        counts.iter().map(move |(reason, count)| {
+            let share = 100.0 * *count as f64 / all as f64;
+            vec![
+                cell.cell.policy.clone(),
+                (*reason).to_owned(),
+                count.to_string(),
+                share.to_string(),
+            ]
+        })
+    });
+    Some(Drawn {
+        name: format!("{}-receipts", scene.slug),
+        svg: figure.to_svg(),
+        csv: csv_text(header(&["policy", "reason", "decisions", "share_percent"]), rows),
+    })
+}
+
+fn counts_of_reasons<'a>(cell: &GridCell<'a>) -> BTreeMap<&'a str, u64> {
+    let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
+    for (reason, count) in cell.runs.iter().flat_map(|run| &run.result.reasons) {
+        *counts.entry(reason.as_str()).or_default() += count;
+    }
+    counts
+}
+
+/// Hit rate against what it costs: imbalance, and P95 TTFT.
+pub(super) fn fronts(grid: &Grid<'_>, looks: &Looks, scene: &Scene<'_>) -> Vec<Drawn> {
+    let against = [Quantity::Imbalance, Quantity::TtftP95];
+    against.into_iter().filter_map(|cost| front(grid, looks, scene, cost)).collect()
+}
+
+fn front(grid: &Grid<'_>, looks: &Looks, scene: &Scene<'_>, cost: Quantity) -> Option<Drawn> {
+    const CELLS_MIN: usize = 3;
+    let cells: Vec<(&GridCell<'_>, (f64, f64))> = grid
+        .cells_of(scene)
+        .filter_map(|cell| Some((cell, (cell.mean(Quantity::HitRate)?, cell.mean(cost)?))))
+        .collect();
+    if cells.len() < CELLS_MIN {
+        return None;
+    }
+    let points: Vec<_> = cells.iter().map(|(_, at)| *at).collect();
+    let front = pareto_front(&points);
+    // With many settings only the front and one policy of each kind have names.
+    let named: Vec<&str> = if cells.len() <= NAMES_MAX {
+        cells.iter().map(|(cell, _)| cell.cell.policy.as_str()).collect()
+    } else {
+        let of_kinds = grid.one_of_each_kind(scene);
+        let mut named: Vec<_> = of_kinds.iter().map(|cell| cell.cell.policy.as_str()).collect();
+        let step = front.len().div_ceil(4).max(1);
+        named.extend(front.iter().step_by(step).map(|nth| cells[*nth].0.cell.policy.as_str()));
+        named
+    };
+    let dot = |(cell, at): &(&GridCell<'_>, (f64, f64))| {
+        let label = &cell.cell.policy;
+        let is_named = named.contains(&label.as_str());
+        let interval = |quantity| cell.estimate(quantity).and_then(|estimate| estimate.interval);
+        Dot {
+            name: if is_named { short_name(cell) } else { String::new() },
+            look: Look { dash: 0, ..looks.of(label) },
+            at: *at,
+            x_interval: if is_named { interval(Quantity::HitRate) } else { None },
+            y_interval: if is_named { interval(cost) } else { None },
+        }
+    };
+    let dots: Vec<_> = cells.iter().map(dot).collect();
+    let hits: Vec<_> = dots.iter().flat_map(|dot| extent(Some(dot.at.0), dot.x_interval)).collect();
+    let costs: Vec<_> =
+        dots.iter().flat_map(|dot| extent(Some(dot.at.1), dot.y_interval)).collect();
+    let y_name = format!("{} (less is better)", cost.axis());
+    let (least, most) = (
+        costs.iter().copied().fold(f64::INFINITY, f64::min),
+        costs.iter().copied().fold(0.0, f64::max),
+    );
+    let is_wide = cost == Quantity::TtftP95 && most > 10.0 * least;
+    let figure = Scatter {
+        title: format!("Hit rate against {}, {}", cost.name(), scene.name),
+        note: "Right and low is better. Dashed: the front, policies that no other beats in both. Bars: 95 % intervals over seeds."
+            .to_owned(),
+        x: Axis::around("hit rate, % (more is better)", hits),
+        y: if is_wide { Axis::log(y_name, costs) } else { Axis::around(y_name, costs) },
+        points: dots,
+        front: front.clone(),
+    };
+    let rows = cells.iter().enumerate().map(|(nth, (cell, at))| {
+        let is_on_front = front.contains(&nth);
+        vec![cell.cell.policy.clone(), at.0.to_string(), at.1.to_string(), is_on_front.to_string()]
+    });
+    let columns = ["policy", Quantity::HitRate.key(), cost.key(), "is_on_front"];
+    Some(Drawn {
+        name: format!("{}-front-{}", scene.slug, crate::report::slug(cost.name())),
+        svg: figure.to_svg(),
+        csv: csv_text(header(&columns), rows),
+    })
+}
+
+/// A policy's label, or its weights alone where those tell it apart.
+fn short_name(cell: &GridCell<'_>) -> String {
+    match cell.alpha_beta() {
+        Some((alpha, beta)) if cell.cell.policy != cell.kind => {
+            format!("α {} β {}", short(alpha), short(beta))
+        }
+        _ => cell.cell.policy.clone(),
+    }
+}
+
+/// What the instances did, for each run of the scene whose timeline was kept.
+pub(super) fn timelines(grid: &Grid<'_>, scene: &Scene<'_>) -> Vec<Drawn> {
+    let mut drawn = Vec::new();
+    for cell in grid.cells_of(scene) {
+        for run in &cell.runs {
+            let Some(timeline) = &run.timeline else { continue };
+            if timeline.instances.is_empty() {
+                continue;
+            }
+            let title = format!(
+                "Instances over time: {}, {} (seed {})",
+                cell.cell.policy, scene.name, run.result.seed
+            );
+            let strips = Strips::new(title, run.warm_up_s, timeline);
+            let rows = strips.samples().iter().enumerate().flat_map(|(instance, samples)| {
+                samples.at.iter().map(move |[time, running, waiting, usage]| {
+                    let mut row = vec![instance.to_string()];
+                    row.extend([time, running, waiting, usage].map(ToString::to_string));
+                    row
+                })
+            });
+            let names = ["instance", "time_s", "running", "waiting", "kv_cache_usage"];
+            let csv = csv_text(header(&names), rows);
+            let policy = crate::report::slug(&cell.cell.policy);
+            let name = format!("{}-{policy}-seed-{}-timeline", scene.slug, run.result.seed);
+            drawn.push(Drawn { name, svg: strips.to_svg(), csv });
+        }
+    }
+    drawn
+}

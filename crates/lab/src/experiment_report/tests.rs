@@ -1,0 +1,441 @@
+use std::collections::BTreeMap;
+
+use serde_json::json;
+
+use super::groups::{Quantity, pareto_front};
+use super::*;
+use crate::report::tests::unmeasured;
+use crate::{About, Cell, Condition, ExperimentRun, LoadPoint, Machine, Manifest, Mode};
+
+/// A run of `policy` on `workload` under a seed, with its P95 TTFT in ms, hit rate and imbalance.
+fn run(policy: &str, workload: &str, seed: u64, figures: [f64; 3]) -> ExperimentRun {
+    let [p95_ms, hit_rate, imbalance] = figures;
+    let kind = policy.split(':').next().unwrap();
+    let mut result = unmeasured(kind, workload, Mode::Sim);
+    result.seed = seed;
+    result.policy_config = json!({ "kind": kind });
+    for parameter in policy.split(':').nth(1).into_iter().flat_map(|all| all.split(',')) {
+        let (name, value) = parameter.split_once('=').unwrap();
+        result.policy_config[name] = json!(value.parse::<f64>().unwrap());
+    }
+    result.ttft_ms.p95 = Some(p95_ms);
+    result.cache.hit_rate = Some(hit_rate);
+    result.cache.hit_rate_infinite_cache = Some(0.8);
+    result.load.imbalance_max_over_mean = Some(imbalance);
+    ExperimentRun {
+        cell: Cell {
+            workload: workload.to_owned(),
+            factors: BTreeMap::new(),
+            instances: 4,
+            load: LoadPoint { of_capacity: Some(0.7), requests_per_s: Some(10.0) },
+            condition: Condition {
+                sweep: String::new(),
+                label: String::new(),
+                value: None,
+                unit: String::new(),
+            },
+            policy: policy.to_owned(),
+        },
+        result,
+        ttft_quantiles: None,
+        timeline: None,
+        steady_from_s: Some(5.0),
+        warm_up_s: 10.0,
+    }
+}
+
+fn results(runs: Vec<ExperimentRun>) -> ExperimentResults {
+    ExperimentResults {
+        manifest: Manifest {
+            kvroute_version: "0.1.0".to_owned(),
+            git_commit: None,
+            command: ["kvroute", "experiment"].map(str::to_owned).to_vec(),
+            config: json!({}),
+            seeds: vec![1, 2, 3, 4, 5],
+            machine: Machine { os: "linux".to_owned(), arch: "x86_64".to_owned(), cpus: None },
+            inputs: Vec::new(),
+            started_at: None,
+        },
+        about: About {
+            name: "exp".to_owned(),
+            title: "Hand-made".to_owned(),
+            question: "Is it right?".to_owned(),
+            baseline: "round-robin".to_owned(),
+            warm_up: "10 s.".to_owned(),
+        },
+        capacities: Vec::new(),
+        runs,
+    }
+}
+
+/// Five seeds that add 0, 10, …, 40 ms to each policy's P95.
+fn seeds(policy: &str, workload: &str, figures: [f64; 3]) -> Vec<ExperimentRun> {
+    let of_seed = |seed: u32| {
+        let [p95_ms, hit_rate, imbalance] = figures;
+        let p95_ms = p95_ms + 10.0 * f64::from(seed);
+        run(policy, workload, u64::from(seed) + 1, [p95_ms, hit_rate, imbalance])
+    };
+    (0..5).map(of_seed).collect()
+}
+
+fn hand_made() -> ExperimentResults {
+    let mut runs = Vec::new();
+    runs.extend(seeds("round-robin", "chat", [980.0, 0.2, 1.05]));
+    runs.extend(seeds("jsq", "chat", [930.0, 0.22, 1.01]));
+    runs.extend(seeds("prefix-affinity", "chat", [1180.0, 0.7, 1.9]));
+    runs.extend(seeds("load-cache", "chat", [480.0, 0.6, 1.2]));
+    results(runs)
+}
+
+fn close(got: f64, expected: f64) -> bool {
+    (got - expected).abs() < 1e-9
+}
+
+fn table<'r>(report: &'r ExperimentReport, name: &str) -> &'r ReportTable {
+    report.tables.iter().find(|table| table.name == name).unwrap()
+}
+
+/// Rows of a CSV text, by the header's names.
+fn records(csv: &str) -> Vec<BTreeMap<String, String>> {
+    let mut reader = csv::Reader::from_reader(csv.as_bytes());
+    let header = reader.headers().unwrap().clone();
+    let record = |record: Result<csv::StringRecord, _>| {
+        header
+            .iter()
+            .zip(&record.unwrap())
+            .map(|(name, field)| (name.to_owned(), field.to_owned()))
+            .collect()
+    };
+    reader.records().map(record).collect()
+}
+
+#[test]
+fn seeds_are_paired_by_number_in_whatever_order_they_come() {
+    let mut shuffled = hand_made();
+    shuffled.runs.reverse();
+    shuffled.runs.rotate_left(7);
+    let grid = Grid::new(&shuffled);
+    assert_eq!((grid.cells.len(), grid.scenes.len()), (4, 1));
+    let cell = |policy: &str| grid.cells.iter().find(|cell| cell.cell.policy == policy).unwrap();
+    let (jsq, baseline) = (cell("jsq"), cell("round-robin"));
+    // 50 ms less under every seed: no spread is left.
+    let compared = jsq.against(baseline, Quantity::TtftP95).unwrap();
+    assert!(close(compared.difference.value, -50.0));
+    let (low, high) = compared.difference.interval.unwrap();
+    assert!(close(low, -50.0) && close(high, -50.0));
+    // (930 + 20) / (980 + 20) - 1
+    assert!(close(compared.relative.unwrap().value, -0.05));
+    assert!(close(grid.against_baseline(jsq).unwrap().difference.value, -50.0));
+    assert_eq!(grid.against_baseline(baseline), None);
+}
+
+#[test]
+fn only_seeds_that_both_have_are_compared() {
+    let mut made = hand_made();
+    made.runs.retain(|run| run.cell.policy != "jsq" || run.result.seed >= 3);
+    made.runs.push(made.runs[0].clone());
+    let grid = Grid::new(&made);
+    assert_eq!(grid.repeated, 1);
+    assert_eq!(grid.cells[0].runs.len(), 5);
+    let compared = grid.against_baseline(&grid.cells[1]).unwrap();
+    assert_eq!(compared.difference.seeds, 3);
+    assert!(close(compared.difference.value, -50.0));
+    // 1030 against 960 + 10 + 20 + … : the mean of seeds 3 to 5 is 1010.
+    assert!(close(compared.relative.unwrap().value, -50.0 / 1010.0));
+}
+
+#[test]
+fn what_one_seed_lacks_is_missing() {
+    let mut made = hand_made();
+    made.runs[7].result.ttft_ms.p95 = None;
+    let grid = Grid::new(&made);
+    assert_eq!(grid.cells[1].mean(Quantity::TtftP95), None);
+    assert_eq!(grid.cells[1].estimate(Quantity::TtftP95), None);
+    assert_eq!(grid.against_baseline(&grid.cells[1]), None);
+    let report = experiment_report(&made);
+    let cells = table(&report, "cells");
+    let row = cells.markdown.lines().find(|line| line.contains("| jsq |")).unwrap();
+    let fields: Vec<_> = row.split(" | ").collect();
+    // Against the baseline, then the P95 itself; the hit rate is there.
+    assert_eq!(fields[5..7], ["-", "-"]);
+    assert!(fields[7].starts_with("22.0 ["), "{row}");
+    let record = &records(&cells.csv)[1];
+    assert_eq!((record["ttft_p95_ms"].as_str(), record["ttft_p95_ms_low"].as_str()), ("", ""));
+    assert!(report.summary.contains("1 cells have a seed without any TTFT"), "{}", report.summary);
+}
+
+#[test]
+fn regret_is_relative_to_the_best_setting_of_each_scene() {
+    let weights = |alpha: f64, beta: f64| format!("load-cache:alpha={alpha},beta={beta}");
+    let mut runs = Vec::new();
+    for (workload, p95s) in
+        [("chat", [480.0, 499.0, 980.0, 1980.0]), ("rag", [1980.0, 1030.0, 980.0, 980.0])]
+    {
+        for ((alpha, beta), p95) in
+            [(0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0)].into_iter().zip(p95s)
+        {
+            runs.extend(seeds(&weights(alpha, beta), workload, [p95, 0.5, 1.1]));
+        }
+    }
+    let made = results(runs);
+    let grid = Grid::new(&made);
+    let maps = AlphaBeta::all(&grid);
+    let [map] = maps.as_slice() else { panic!("one variant") };
+    assert_eq!((map.alphas.as_slice(), map.betas.as_slice()), (&[0.0, 1.0][..], &[0.0, 1.0][..]));
+    // chat: 500, 519, 1000, 2000 ms; rag: 2000, 1050, 1000, 1000 ms.
+    let share = |scene: usize, setting| map.regrets[scene][&setting].share;
+    assert!(close(share(0, (0, 0)), 0.0) && close(share(0, (0, 1)), 0.038));
+    assert!(close(share(0, (1, 1)), 3.0) && close(share(1, (0, 1)), 0.05));
+    assert!(close(map.worst[&(0, 1)], 0.05) && close(map.worst[&(0, 0)], 1.0));
+    assert_eq!(map.robust(), [(0, 1)]);
+    assert_eq!(map.safest().unwrap().0, (0, 1));
+    let report = experiment_report(&made);
+    let robust: Vec<_> = records(&table(&report, "regret").csv)
+        .into_iter()
+        .filter(|row| row["robust"] == "yes")
+        .collect();
+    assert_eq!(robust.len(), 2);
+    assert!(robust.iter().all(|row| row["alpha"] == "0" && row["beta"] == "1"));
+    assert!(
+        report
+            .summary
+            .contains("is 1 of 4 settings: α 0 β 1. The safest is α 0 β 1, at worst 5.0 %"),
+        "{}",
+        report.summary
+    );
+    let names: Vec<_> = report.figures.iter().map(|figure| figure.name.as_str()).collect();
+    for name in ["alpha-beta-worst-regret", "alpha-beta-chat", "alpha-beta-rag"] {
+        assert!(names.contains(&name), "{names:?}");
+    }
+    let map = report.figures.iter().find(|figure| figure.name == "alpha-beta-chat").unwrap();
+    assert!(map.svg.contains(">★500</text>") && map.svg.contains(">519</text>"), "{}", map.svg);
+}
+
+#[test]
+fn a_front_holds_what_no_other_beats() {
+    // More is better, less is better.
+    let points = [(0.7, 1.9), (0.2, 1.05), (0.6, 1.2), (0.22, 1.01), (0.5, 1.3), (0.7, 2.0)];
+    assert_eq!(pareto_front(&points), [3, 2, 0]);
+    assert_eq!(pareto_front(&[(1.0, 1.0), (1.0, 1.0)]), [0]);
+    assert_eq!(pareto_front(&[]), Vec::<usize>::new());
+}
+
+#[test]
+fn the_summary_says_what_the_numbers_say() {
+    insta::assert_snapshot!(experiment_report(&hand_made()).summary);
+}
+
+#[test]
+fn the_best_table() {
+    let report = experiment_report(&hand_made());
+    let table = table(&report, "best");
+    insta::assert_snapshot!(format!("{}\n{}\n{}", table.markdown, table.csv, table.latex));
+}
+
+#[test]
+fn small_effects_failures_and_few_seeds_are_warned_of() {
+    let mut made = hand_made();
+    made.runs.retain(|run| run.result.seed <= 3);
+    // The seeds disagree on which is faster.
+    for (run, p95) in made.runs[3..6].iter_mut().zip([970.0, 1000.0, 990.0]) {
+        run.result.ttft_ms.p95 = Some(p95);
+    }
+    made.runs[0].result.failed = 7;
+    made.runs[1].steady_from_s = None;
+    made.runs[2].steady_from_s = Some(11.0);
+    let summary = experiment_report(&made).summary;
+    for sentence in [
+        "4 of 4 cells have fewer than 5 seeds",
+        "7 of 7200 requests failed",
+        "2 of 12 runs were not seen to be steady",
+        "whose interval includes 0: jsq on chat.",
+    ] {
+        assert!(summary.contains(sentence), "{sentence}: {summary}");
+    }
+}
+
+#[test]
+fn a_sweep_says_how_stale_a_signal_may_be() {
+    let mut runs = Vec::new();
+    for (label, value, p95) in [
+        ("0 s", Some(0.0), 480.0),
+        ("1 s", Some(1.0), 500.0),
+        ("60 s", Some(60.0), 600.0),
+        ("never", None, 490.0),
+    ] {
+        for (policy, p95) in [("round-robin", 980.0), ("load-cache", p95)] {
+            let mut of_value = seeds(policy, "chat", [p95, 0.5, 1.1]);
+            for run in &mut of_value {
+                run.cell.condition = Condition {
+                    sweep: "index refresh".to_owned(),
+                    label: label.to_owned(),
+                    value,
+                    unit: "s".to_owned(),
+                };
+            }
+            runs.extend(of_value);
+        }
+    }
+    let report = experiment_report(&results(runs));
+    let said = "index refresh, chat: P95 TTFT stays within 5 % of that at 0 s: round-robin at every value, load-cache up to 1 s.";
+    assert!(report.summary.contains(said), "{}", report.summary);
+    let sweep =
+        report.figures.iter().find(|figure| figure.name == "sweep-index-refresh-chat").unwrap();
+    assert!(
+        sweep.svg.contains(">never</text>") && sweep.svg.contains(">60</text>"),
+        "{}",
+        sweep.svg
+    );
+    let rows = records(&sweep.csv);
+    assert_eq!(rows.len(), 16);
+    assert!(rows.iter().any(|row| row["value"] == "never" && row["mean"] == "510"), "{rows:?}");
+}
+
+#[test]
+fn the_gain_of_factors_has_its_sign() {
+    let mut runs = Vec::new();
+    for (share, aware) in [(0.0, 1980.0), (0.5, 480.0)] {
+        for (policy, p95) in [("round-robin", 1480.0), ("jsq", 980.0), ("load-cache", aware)] {
+            let mut of_share = seeds(policy, &format!("shared-{share}"), [p95, 0.5, 1.1]);
+            for run in &mut of_share {
+                run.cell.factors.insert("share".to_owned(), share);
+            }
+            runs.extend(of_share);
+        }
+    }
+    let made = results(runs);
+    let gains = maps::gains(&Grid::new(&made));
+    // 1 - 2000 / 1000 and 1 - 500 / 1000, against jsq as the best load-only policy.
+    assert!(close(gains[0].share.value, -1.0) && close(gains[1].share.value, 0.5));
+    assert!(gains.iter().all(|gain| gain.load_only == "jsq" && gain.share.is_nonzero()));
+    let summary = experiment_report(&made).summary;
+    assert!(
+        summary.contains("lower P95 TTFT than the best load-only one in 1, a higher one in 1"),
+        "{summary}"
+    );
+    assert!(summary.contains("The largest gain is at share 0.5, utilisation 0.7"), "{summary}");
+}
+
+#[test]
+fn every_text_is_escaped() {
+    let evil = "<script>&_%#{x}\\";
+    let mut made = hand_made();
+    for run in &mut made.runs {
+        run.cell.workload = evil.to_owned();
+        run.result.reasons = BTreeMap::from([(evil.to_owned(), 1)]);
+    }
+    made.about.title = evil.to_owned();
+    made.manifest.command.push(evil.to_owned());
+    let report = experiment_report(&made);
+    assert!(!report.html.contains("<script") && report.html.contains("&lt;script&gt;&amp;"));
+    for figure in &report.figures {
+        assert!(!figure.svg.contains("<script"), "{}", figure.name);
+        assert!(figure.name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-'));
+    }
+    let latex = &table(&report, "best").latex;
+    assert!(
+        latex.contains("\\textless{}script\\textgreater{}\\&\\_\\%\\#\\{x\\}\\textbackslash{}"),
+        "{latex}"
+    );
+}
+
+#[test]
+fn a_page_needs_nothing_else() {
+    let page = experiment_report(&hand_made()).html;
+    let elsewhere = page.replace("http://www.w3.org/2000/svg", "");
+    for bad in ["http:", "https:", "src=", "url(", "@import", "<script", "NaN", "href=\"/"] {
+        assert!(!elsewhere.contains(bad), "{bad}");
+    }
+}
+
+#[test]
+fn nothing_measured_and_no_runs_make_a_report() {
+    let empty = experiment_report(&results(Vec::new()));
+    assert!(empty.summary.contains("There are no runs.") && empty.figures.is_empty());
+    let mut made = hand_made();
+    for run in &mut made.runs {
+        run.result = unmeasured("jsq", "chat", Mode::Live);
+    }
+    let report = experiment_report(&made);
+    assert!(report.summary.contains("no policy has a P95 TTFT"), "{}", report.summary);
+    assert!(!report.html.contains("NaN"));
+}
+
+#[test]
+fn two_runs_are_compared_pair_by_pair() {
+    let (a, mut b) = (hand_made(), hand_made());
+    for run in &mut b.runs {
+        let p95 = run.result.ttft_ms.p95.as_mut().unwrap();
+        // load-cache is 10 % slower under every seed, jsq now so, now so.
+        match run.cell.policy.as_str() {
+            "load-cache" => *p95 *= 1.1,
+            "jsq" => *p95 += if run.result.seed % 2 == 0 { 8.0 } else { -5.0 },
+            _ => {}
+        }
+        // The capacity that was found is another.
+        run.cell.load.requests_per_s = Some(11.0);
+    }
+    b.runs.retain(|run| run.cell.policy != "prefix-affinity");
+    let report = experiment_comparison(("old", &a), ("new", &b));
+    let rows = records(&table(&report, "comparison").csv);
+    let row = |policy: &str| {
+        rows.iter().find(|row| row["policy"] == policy && row["figure"] == "P95 TTFT").unwrap()
+    };
+    assert_eq!(row("load-cache")["verdict"], "higher");
+    assert!(close(row("load-cache")["difference"].parse().unwrap(), 50.0));
+    assert!(close(row("load-cache")["relative_percent"].parse().unwrap(), 10.0));
+    assert_eq!(
+        (row("jsq")["verdict"].as_str(), row("round-robin")["verdict"].as_str()),
+        ("agree", "agree")
+    );
+    let summary = &report.summary;
+    for sentence in [
+        "P95 TTFT: no difference that the seeds show in 2 of 3 cells, new surely lower in 0, higher in 1.",
+        "The largest is +10.0 % (load-cache, chat",
+        "The policy with the least P95 TTFT is the same in 1 of 1 scenes.",
+        "1 cells are in old alone",
+        "3 cells have the same share of the capacity, but another rate",
+    ] {
+        assert!(summary.contains(sentence), "{sentence}: {summary}");
+    }
+}
+
+#[test]
+fn runs_without_common_seeds_are_compared_as_samples() {
+    let (a, mut b) = (hand_made(), hand_made());
+    for run in &mut b.runs {
+        run.result.seed += 100;
+    }
+    let verdict = |a: &ExperimentResults, b: &ExperimentResults| {
+        let report = experiment_comparison(("sim", a), ("live", b));
+        records(&table(&report, "comparison").csv)[0]["verdict"].clone()
+    };
+    assert_eq!(verdict(&a, &b), "agree");
+    for run in &mut b.runs {
+        *run.result.ttft_ms.p95.as_mut().unwrap() += 100.0;
+    }
+    assert_eq!(verdict(&a, &b), "higher");
+    // One live run has no interval of its own.
+    b.runs.retain(|run| run.result.seed == 101);
+    assert_eq!(verdict(&a, &b), "outside");
+    for run in &mut b.runs {
+        *run.result.ttft_ms.p95.as_mut().unwrap() -= 80.0;
+    }
+    assert_eq!(verdict(&a, &b), "inside");
+}
+
+#[test]
+fn a_picture_has_its_text() {
+    let report = experiment_report(&hand_made());
+    let svg = &report.figures[0].svg;
+    let png = svg_to_png(svg).unwrap();
+    assert!(png.starts_with(b"\x89PNG"));
+    // Without its text the picture is another, and smaller.
+    let start = svg.find("<text").unwrap();
+    let end = svg.rfind("</text>").unwrap() + "</text>".len();
+    let mut bare = svg.clone();
+    let lines: Vec<_> = svg[start..end].lines().filter(|line| !line.starts_with("<text")).collect();
+    bare.replace_range(start..end, &lines.join("\n"));
+    assert!(svg_to_png(&bare).unwrap().len() < png.len() / 2);
+    assert!(matches!(svg_to_png("no figure"), Err(PngError::Svg(_))));
+}
