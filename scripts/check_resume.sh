@@ -18,13 +18,12 @@ began=$(date +%s%N)
 "${whole[@]}" "$out/whole" >"$out/whole.log"
 took_ms=$((($(date +%s%N) - began) / 1000000))
 
-lines() { cat "$out"/broken/runs*.jsonl 2>/dev/null | wc -l; }
+lines() { cat "$out"/broken/*.jsonl 2>/dev/null | wc -l; }
 kills=0
 while ((kills < 10)); do
   "${whole[@]}" "$out/broken" >/dev/null 2>&1 &
   pid=$!
-  # Ten such spans are about the time that all of it takes.
-  after_ms=$((RANDOM % (took_ms / 5 + 20)))
+  after_ms=$((RANDOM % took_ms))
   sleep "$(printf '%d.%03d' $((after_ms / 1000)) $((after_ms % 1000)))"
   if ! kill -9 "$pid" 2>/dev/null; then
     # It had ended before: begin anew, so that ten are really killed.

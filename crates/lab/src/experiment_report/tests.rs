@@ -439,3 +439,31 @@ fn a_picture_has_its_text() {
     assert!(svg_to_png(&bare).unwrap().len() < png.len() / 2);
     assert!(matches!(svg_to_png("no figure"), Err(PngError::Svg(_))));
 }
+
+#[test]
+fn conditions_that_are_no_numbers_stand_side_by_side() {
+    let mut results = hand_made();
+    let mut cold = results.runs.clone();
+    for (caches, runs) in [("kept", &mut results.runs), ("cold", &mut cold)] {
+        for run in runs.iter_mut() {
+            run.cell.condition = crate::Condition {
+                sweep: "caches".into(),
+                label: caches.into(),
+                ..crate::Condition::none()
+            };
+        }
+    }
+    for run in &mut cold {
+        run.result.ttft_ms.p95 = run.result.ttft_ms.p95.map(|ms| 2.0 * ms);
+    }
+    results.runs.append(&mut cold);
+    let summary = experiment_report(&results).summary;
+    let part = "chat, caches kept and cold: P95 TTFT is ";
+    let sentence =
+        summary.lines().find(|line| line.contains(part)).unwrap_or_else(|| panic!("{summary}"));
+    assert!(
+        sentence.contains("load-cache 500 ms and 1000 ms (60.0 % and 60.0 % hits)"),
+        "{sentence}"
+    );
+    assert!(!summary.contains("stays within"), "{summary}");
+}

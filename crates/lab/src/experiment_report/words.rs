@@ -226,6 +226,10 @@ fn staleness(grid: &Grid<'_>) -> Vec<String> {
             of(a).total_cmp(&of(b))
         });
         let Some(first) = scenes.first().copied() else { continue };
+        if scenes.iter().all(|scene| scene.cell.condition.value.is_none()) {
+            sentences.extend(scenes[1..].iter().map(|scene| against(grid, first, scene)));
+            continue;
+        }
         let mut borne: Vec<String> = Vec::new();
         for cell in grid.one_of_each_kind(first) {
             let Some(reference) = cell.mean(Quantity::TtftP95) else { continue };
@@ -254,6 +258,30 @@ fn staleness(grid: &Grid<'_>) -> Vec<String> {
         ));
     }
     sentences
+}
+
+/// Two conditions that are no numbers, side by side.
+fn against(grid: &Grid<'_>, first: &Scene<'_>, other: &Scene<'_>) -> String {
+    let changes = grid.one_of_each_kind(first).into_iter().filter_map(|cell| {
+        let label = cell.cell.policy.as_str();
+        let same = grid.cells_of(other).find(|cell| cell.cell.policy == label)?;
+        let figure = |quantity| Some((cell.mean(quantity)?, same.mean(quantity)?));
+        let ((p95, p95_there), (hits, hits_there)) =
+            (figure(Quantity::TtftP95)?, figure(Quantity::HitRate)?);
+        Some(format!(
+            "{label} {p95:.0} ms and {p95_there:.0} ms ({hits:.1} % and {hits_there:.1} % hits)"
+        ))
+    });
+    let changes: Vec<String> = changes.collect();
+    let condition = &first.cell.condition;
+    format!(
+        "{}, {} {} and {}: P95 TTFT is {}.",
+        first.cell.workload,
+        condition.sweep,
+        condition.label,
+        other.cell.condition.label,
+        changes.join(", ")
+    )
 }
 
 /// Where cache-aware routing gains and where it loses.
