@@ -203,7 +203,8 @@ fn prepare(
     let as_routed = as_routed(workload.clone(), &TokenStream::new(VOCABULARY, 0));
     let config = sim_config(profile);
     let plan = Plan::new(&workload, config.engine.block_size).map_err(Failure::usage)?;
-    let hit_rate_infinite_cache = TraceStats::infinite_hit_rate(&workload, &plan);
+    let hit_rate_infinite_cache =
+        TraceStats::infinite_hit_rate(&workload, &plan, Timestamp::ZERO..=Timestamp::MAX);
     Ok(Prepared { workload, as_routed, plan, hit_rate_infinite_cache })
 }
 

@@ -172,7 +172,8 @@ fn slo(args: &SimulateArgs) -> Slo {
 fn prepare(workload: Workload, config: &SimConfig) -> Result<Prepared, Failure> {
     let block_size = config.engine.block_size;
     let plan = Plan::new(&workload, block_size).map_err(Failure::usage)?;
-    let hit_rate_infinite_cache = TraceStats::infinite_hit_rate(&workload, &plan);
+    let counted = Timestamp::from_secs_f64(config.measure_from_s)..=Timestamp::MAX;
+    let hit_rate_infinite_cache = TraceStats::infinite_hit_rate(&workload, &plan, counted);
     Ok(Prepared { workload, plan, hit_rate_infinite_cache })
 }
 

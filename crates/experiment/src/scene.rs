@@ -65,12 +65,13 @@ impl Prepared {
             what: one_line(error),
         };
         let blocks = BlockPlan::new(&workload, block_size).map_err(|error| fault(&error))?;
-        let hit_rate_infinite_cache = TraceStats::infinite_hit_rate(&workload, &blocks);
         let last = last_start(&workload);
         let window = MeasurementWindow::between(
             Timestamp::from_secs_f64(last.as_secs_f64() * warm_up_share),
             last,
         );
+        let counted = window.from()..=window.until();
+        let hit_rate_infinite_cache = TraceStats::infinite_hit_rate(&workload, &blocks, counted);
         Ok(Self { workload, blocks, hit_rate_infinite_cache, window, rate, seed })
     }
 }

@@ -20,6 +20,8 @@
 //! Quantiles are of type 7 (Hyndman and Fan 1996): linear between order statistics `floor(h)` and
 //! `floor(h) + 1` with `h = (n - 1) q`, counted from 0.
 
+use std::ops::RangeInclusive;
+
 use kvroute_types::{BlockSize, RequestId, Timestamp};
 use serde::Serialize;
 
@@ -93,18 +95,22 @@ impl TraceStats {
             duration_s: duration_s(&order),
             input_tokens: TokenSummary::of(requests.iter().map(|r| r.prompt_tokens.0)),
             output_tokens: TokenSummary::of(requests.iter().map(|r| r.output_tokens.0)),
-            hit_rate_infinite_cache: infinite_hit_rate(workload, &plan, &order),
+            hit_rate_infinite_cache: infinite_hit_rate(workload, &plan, &order, ALL),
             pooled_lru,
         })
     }
 
     /// Share of prompt tokens that a cache which never evicts and is shared by all serves, `0.0..=1.0`, at the block size of
-    /// the plan.
+    /// the plan; of the requests that arrive in `window`, if each answer took no time. The cache sees all of them.
     ///
     /// # Panics
     /// If the plan is not of this workload.
-    pub fn infinite_hit_rate(workload: &Workload, plan: &Plan) -> f64 {
-        infinite_hit_rate(workload, plan, &replay_order(workload))
+    pub fn infinite_hit_rate(
+        workload: &Workload,
+        plan: &Plan,
+        window: RangeInclusive<Timestamp>,
+    ) -> f64 {
+        infinite_hit_rate(workload, plan, &replay_order(workload), window)
     }
 }
 
@@ -188,25 +194,35 @@ fn blocks(workload: &Workload, request: RequestId, block_size: BlockSize) -> Blo
     }
 }
 
-fn rate(hit_blocks: u64, workload: &Workload, block_size: BlockSize) -> f64 {
-    let prompts = workload.requests().iter().map(|r| u64::from(r.prompt_tokens.0));
-    let tokens = prompts.sum::<u64>().max(1);
-    (hit_blocks * u64::from(block_size.get())) as f64 / tokens as f64
+/// Every time.
+const ALL: RangeInclusive<Timestamp> = Timestamp::ZERO..=Timestamp::MAX;
+
+fn rate(hit_blocks: u64, prompt_tokens: u64, block_size: BlockSize) -> f64 {
+    (hit_blocks * u64::from(block_size.get())) as f64 / prompt_tokens.max(1) as f64
 }
 
-fn infinite_hit_rate(workload: &Workload, plan: &Plan, order: &[(Timestamp, RequestId)]) -> f64 {
+fn infinite_hit_rate(
+    workload: &Workload,
+    plan: &Plan,
+    order: &[(Timestamp, RequestId)],
+    window: RangeInclusive<Timestamp>,
+) -> f64 {
     let mut seen = vec![false; plan.distinct_keys() as usize];
-    let mut hits = 0;
-    for &(_, request) in order {
+    let (mut hits, mut tokens) = (0, 0);
+    for (at, request) in order {
+        let request = *request;
         let blocks = blocks(workload, request, plan.block_size());
         let mut keys = plan.chain(request).keys().map(|key| key.0 as usize).take(blocks.all);
         // Keys name prefixes: behind the first unseen one all are unseen.
         let known =
             keys.by_ref().take_while(|&key| std::mem::replace(&mut seen[key], true)).count();
-        hits += known.min(blocks.hittable) as u64;
+        if window.contains(at) {
+            hits += known.min(blocks.hittable) as u64;
+            tokens += u64::from(workload.requests()[request.index()].prompt_tokens.0);
+        }
         keys.for_each(|key| seen[key] = true);
     }
-    rate(hits, workload, plan.block_size())
+    rate(hits, tokens, plan.block_size())
 }
 
 fn lru_hit_rate(
@@ -232,7 +248,8 @@ fn lru_hit_rate(
         }
         keys.iter().rev().for_each(|key| cache.touch(*key));
     }
-    rate(hits, workload, plan.block_size())
+    let prompts = workload.requests().iter().map(|request| u64::from(request.prompt_tokens.0));
+    rate(hits, prompts.sum(), plan.block_size())
 }
 
 /// The set of the `capacity` keys touched last: a ring threaded through an array, from newest to

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use kvroute_types::{BlockSize, RequestId};
+use kvroute_types::{BlockSize, RequestId, Timestamp};
 use proptest::prelude::*;
 
 use super::*;
@@ -151,4 +151,22 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_window_leaves_the_cold_start_of_an_infinite_cache_out() {
+    let text = "kind = \"rag\"\ndocuments = 1\ndocument_tokens = { kind = \"constant\", value = 1600 }\n\
+        question_tokens = { kind = \"constant\", value = 8 }\nanswer_tokens = { kind = \"constant\", value = 8 }\n";
+    let workload = WorkloadSpec::from_toml(text).unwrap().generate(3, 10).unwrap();
+    let plan = crate::Plan::new(&workload, BlockSize::new(16).unwrap()).unwrap();
+    let at = |index: usize| match workload.requests()[index].arrival {
+        Arrival::At(at) => at,
+        other => panic!("{other:?}"),
+    };
+    let rate = |window| TraceStats::infinite_hit_rate(&workload, &plan, window);
+    // 1,600 of 1,608 prompt tokens are hit by all but the first.
+    assert!((rate(Timestamp::ZERO..=Timestamp::MAX) - 9.0 * 1600.0 / 16_080.0).abs() < 1e-12);
+    assert!((rate(at(1)..=Timestamp::MAX) - 1600.0 / 1608.0).abs() < 1e-12);
+    assert!((rate(at(1)..=at(4)) - 1600.0 / 1608.0).abs() < 1e-12);
+    assert!(rate(Timestamp::ZERO..=at(0)) < 1e-12);
 }
