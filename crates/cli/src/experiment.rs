@@ -41,7 +41,7 @@ pub(crate) struct FileArgs {
     /// Experiment file.
     file: PathBuf,
 
-    /// The short version: the file's [quick] table is laid over the rest.
+    /// The short version: the file's `quick` table is laid over the rest.
     #[arg(long)]
     quick: bool,
 
