@@ -232,7 +232,7 @@ fn merge(args: &MergeArgs) -> Result<(), Failure> {
         store.take_over(part, &manifest).map_err(store_failure)?;
     }
     let (done, all) = (store.done().len(), plan.runs());
-    if done < all {
+    if !store.is_complete(&plan) {
         return Err(Failure::Run(anyhow!(
             "{done} of {all} runs are there; run the missing parts and merge again: what is there is kept"
         )));

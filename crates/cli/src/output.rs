@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::Context;
 use clap::ValueEnum;
 use comfy_table::{ContentArrangement, Table, presets};
+pub(crate) use kvroute_experiment::write_atomically;
 use serde::Serialize;
 
 use crate::failure::Failure;
@@ -28,13 +29,6 @@ pub(crate) fn write_json(value: &impl Serialize) -> io::Result<()> {
     let mut out = io::stdout().lock();
     serde_json::to_writer_pretty(&mut out, value)?;
     writeln!(out)
-}
-
-/// Writes a file whole or not at all, so that a killed run leaves no half of it.
-pub(crate) fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
-    let part = path.with_extension("part");
-    fs::write(&part, content)?;
-    fs::rename(part, path)
 }
 
 /// [`write_atomically`], making the folders on the way and naming the file if it cannot be written.

@@ -32,5 +32,5 @@ pub use spec::{
     CapacitySettings, ExperimentSpec, Factor, Keep, LabelledPolicy, LoadSettings, PolicyEntry,
     SloSettings, SpecFault, Sweep, TraceArrivals, WarmUpSettings, WorkloadEntry, read_file,
 };
-pub use store::{Shard, Store, StoreFault};
+pub use store::{Shard, Store, StoreFault, write_atomically};
 pub use values::{parse_duration, parse_refresh};

@@ -359,8 +359,11 @@ fn read_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, StoreFault> {
         .collect()
 }
 
-/// Writes a file whole or not at all.
-pub(crate) fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
+/// Writes a file whole or not at all, so that a killed run leaves no half of it.
+///
+/// # Errors
+/// If it cannot be written; what was there before stays.
+pub fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
     let part = path.with_extension("part");
     fs::write(&part, content)?;
     fs::rename(part, path)
