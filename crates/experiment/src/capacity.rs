@@ -9,7 +9,7 @@ use kvroute_lab::Capacity;
 
 use crate::RunFault;
 use crate::plan::{Plan, PlannedLoad, Scene};
-use crate::scene::{Prepared, attainment};
+use crate::scene::{Prepared, attainment, config};
 
 /// Most doublings or halvings from the first rate.
 const STEPS_MAX: u32 = 24;
@@ -32,14 +32,11 @@ pub(crate) fn capacity(plan: &Plan, search: &Search) -> Result<Capacity, RunFaul
             instances: search.instances,
             load: PlannedLoad::Rate(rate),
         };
-        let policy = plan.policies[plan.baseline].config;
-        let made = base.cluster.sim_config(&base.profile, policy, search.instances, 0);
-        let made = made
-            .map_err(|error| RunFault::Simulation { what: crate::workloads::one_line(&error) })?;
+        let config = config(plan, base, search.instances, plan.baseline, plan.spec.first_seed)?;
         let mut sum = 0.0;
         let seeds = settings.seeds.min(plan.spec.seeds);
         for seed in plan.seeds().take(seeds as usize) {
-            let prepared = Prepared::new(plan, &scene, seed, Some(rate), made.engine.block_size)?;
+            let prepared = Prepared::new(plan, &scene, seed, Some(rate), config.engine.block_size)?;
             sum += attainment(plan, &prepared, &scene, base)?;
         }
         let share = sum / f64::from(seeds);

@@ -138,8 +138,7 @@ pub enum InvalidCluster {
 }
 
 impl ClusterSettings {
-    /// The simulated cluster of `instances` instances under a policy and a seed. Restarts of the router are set for a run
-    /// of at most `run_s` seconds.
+    /// The simulated cluster of `instances` instances under a policy and a seed, without restarts of the router.
     ///
     /// # Errors
     /// [`InvalidCluster`] names the setting and the remedy.

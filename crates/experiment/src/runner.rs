@@ -8,7 +8,6 @@ use std::sync::{Mutex, PoisonError};
 use kvroute_lab::{
     About, Capacity, Cell, ExperimentResults, Manifest, MeasurementWindow, RunResult, Slo,
 };
-use kvroute_policy::PolicyConfig;
 use kvroute_rows::{RunKey, WriteRowsError, write_requests, write_samples};
 use kvroute_sim::SimConfig;
 use kvroute_types::{RequestRecord, mix64};
@@ -16,10 +15,9 @@ use kvroute_workload::Workload;
 
 use crate::capacity::{Search, capacity};
 use crate::plan::{Plan, PlannedCondition, PlannedLoad, RunId, Scene};
-use crate::scene::{Finished, Prepared, experiment_run, run_cold, run_kept};
+use crate::scene::{Finished, Prepared, config, experiment_run, run_cold, run_kept};
 use crate::spec::SpecFault;
 use crate::store::{Shard, Store, StoreFault};
-use crate::workloads::one_line;
 
 /// How an experiment is run.
 pub struct Options<'a> {
@@ -230,20 +228,30 @@ pub fn run(
     };
     let rates = rates(plan, store, options, &wanted, progress)?;
     let units = units(plan, store, options, &rates, &wanted, &of_part);
-    let all: usize = wanted
-        .iter()
-        .map(|&(scene, condition, _)| {
-            let seeds = plan.seeds();
-            if plan.keeps_caches(condition) {
-                seeds.filter(|_| options.shard.has(scene)).count()
-            } else {
-                seeds.filter(|seed| of_part(scene, *seed)).count()
-            }
+    // Runs on kept caches are all made again if one of them is missing, whichever were asked for.
+    let is_made_again = |scene: usize, condition: usize| {
+        units.iter().any(|unit| {
+            unit.seed.is_none() && (unit.scene, unit.missing[0].0) == (scene, condition)
+        })
+    };
+    let cells = wanted.iter().filter(|(scene, condition, _)| !is_made_again(*scene, *condition));
+    let found: usize = cells
+        .map(|&(scene, condition, policy)| {
+            let cell = plan.cell_number(scene, condition, policy);
+            let is_here = |seed: &u64| {
+                let is_of_part = if plan.keeps_caches(condition) {
+                    options.shard.has(scene)
+                } else {
+                    of_part(scene, *seed)
+                };
+                is_of_part && store.done().contains_key(&RunId { cell, seed: *seed })
+            };
+            plan.seeds().filter(is_here).count()
         })
         .sum();
-    let missing: usize = units.iter().map(|unit| unit_runs(plan, unit)).sum();
-    let done = AtomicUsize::new(all - missing);
-    progress(Progress::Runs { done: all - missing, of: all });
+    let all = found + units.iter().map(|unit| unit_runs(plan, unit)).sum::<usize>();
+    let done = AtomicUsize::new(found);
+    progress(Progress::Runs { done: found, of: all });
 
     let store = Mutex::new(store);
     let keep = |finished: Finished| -> Result<(), RunFault> {
@@ -477,9 +485,7 @@ fn run_live(
     live: &dyn Live,
 ) -> Result<Finished, RunFault> {
     let planned = &plan.conditions[condition];
-    let config: PolicyConfig = plan.policies[policy].config;
-    let made = planned.cluster.sim_config(&planned.profile, config, scene.instances, prepared.seed);
-    let config = made.map_err(|error| RunFault::Simulation { what: one_line(&error) })?;
+    let config = config(plan, planned, scene.instances, policy, prepared.seed)?;
     let outcome = live.run(&LiveRun {
         workload: &prepared.workload,
         config: &config,
@@ -503,9 +509,8 @@ fn block_size(
     condition: &PlannedCondition,
     scene: &Scene,
 ) -> Result<kvroute_types::BlockSize, RunFault> {
-    let policy = plan.policies[plan.baseline].config;
-    let made = condition.cluster.sim_config(&condition.profile, policy, scene.instances, 0);
-    Ok(made.map_err(|error| RunFault::Simulation { what: one_line(&error) })?.engine.block_size)
+    let config = config(plan, condition, scene.instances, plan.baseline, plan.spec().first_seed)?;
+    Ok(config.engine.block_size)
 }
 
 /// Requests and samples of a run, each in a file of its own: the directory is one data set.

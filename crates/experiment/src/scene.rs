@@ -77,7 +77,7 @@ impl Prepared {
 }
 
 /// The simulated cluster of a run.
-fn config(
+pub(crate) fn config(
     plan: &Plan,
     condition: &PlannedCondition,
     instances: u32,
@@ -91,7 +91,7 @@ fn config(
     Ok(config)
 }
 
-/// Makes one run from cold caches. With `keeps`, what the experiment keeps of a run is kept.
+/// Makes one run from cold caches.
 pub(crate) fn run_cold(
     plan: &Plan,
     prepared: &Prepared,

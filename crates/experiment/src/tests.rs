@@ -215,6 +215,10 @@ fn kept_caches_are_found_by_the_next_policy_and_cold_ones_are_not() {
         let (kept, cold) = (hits("kept", "jsq", seed), hits("cold", "jsq", seed));
         assert!(kept > cold + 0.1, "{kept} {cold}");
     }
+    // One of them cannot be made without those before it.
+    let directory = tempfile::tempdir().unwrap();
+    let only = vec!["policy=jsq;value=kept".parse().unwrap()];
+    assert_eq!(run_in(&plan, directory.path(), &Options { only, ..options(2) }).runs.len(), 4);
 }
 
 #[test]
