@@ -19,6 +19,9 @@ use crate::{CacheNews, DirectorySource, Refresh, Routed, Router, RouterConfig, S
 const A: InstanceId = InstanceId(0);
 const B: InstanceId = InstanceId(1);
 
+/// Where the directory believes the prompt to be, whatever the load.
+const TO_THE_HOLDER: &str = "load-cache:alpha=1,beta=0";
+
 fn router(policy: &str, config: RouterConfig) -> Router {
     let policy: PolicyConfig = policy.parse().unwrap();
     let mut router = Router::new(config, policy.build(7).unwrap(), 7).unwrap();
@@ -138,7 +141,7 @@ fn an_instance_that_is_not_believed_is_judged_by_what_was_routed_there() {
 fn text_is_not_looked_up_among_what_instances_tell() {
     let (directory, text_block_size) = (DirectorySource::Events, BlockSize::new(8).unwrap());
     let config = RouterConfig { text_block_size, directory, ..RouterConfig::default() };
-    let mut router = router("load-cache", config);
+    let mut router = router(TO_THE_HOLDER, config);
     let blocks = prompt(1, 10);
     router.observe_cache(at(0.0), B, stored(&blocks));
     let text = RequestView { block_names: BlockNames::Text, ..view(0, &blocks) };
@@ -227,7 +230,7 @@ fn what_was_routed_is_predicted_and_followed() {
 
 #[test]
 fn the_whole_prompt_is_never_predicted_cached() {
-    let mut router = router("load-cache", RouterConfig::default());
+    let mut router = router(TO_THE_HOLDER, RouterConfig::default());
     let blocks = prompt(1, 4);
     let whole = RequestView { prompt_tokens: TokenCount(64), ..view(0, &blocks) };
     let first = router.route(at(0.0), &whole).unwrap();
@@ -241,7 +244,7 @@ fn the_whole_prompt_is_never_predicted_cached() {
 fn a_directory_behind_its_refresh_does_not_know_yet() {
     let stale = |refresh, delay_s, loss| {
         let index = SignalConfig { refresh, delay_s, loss, expiry_s: None };
-        let mut router = router("load-cache", RouterConfig { index, ..RouterConfig::default() });
+        let mut router = router(TO_THE_HOLDER, RouterConfig { index, ..RouterConfig::default() });
         let blocks = prompt(1, 10);
         let first = route(&mut router, at(0.1), 0, &blocks);
         let known_at = (1..100).map(f64::from).find(|&s| {
