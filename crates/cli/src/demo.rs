@@ -1,8 +1,6 @@
 //! `kvroute demo`: six policies, live over HTTP on embedded instances, beside the simulator's prediction.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -10,13 +8,11 @@ use std::time::{Instant, SystemTime};
 use anyhow::Context;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use kvroute_gateway::{Gateway, GatewayConfig, InstanceConfig};
 use kvroute_lab::{
     InstanceMeasurements, MeasurementWindow, Measurements, Mode, Pair, Preemptions, RunResult, Slo,
     comparison_html, comparison_table, figures, mean_in_flight,
 };
-use kvroute_load::{InstanceTarget, LoadConfig, LoadOutcome, PromptForm, Target};
-use kvroute_mock_server::{MockCluster, MockConfig};
+use kvroute_load::LoadOutcome;
 use kvroute_policy::PolicyConfig;
 use kvroute_profile::LatencyProfile;
 use kvroute_router::Refresh;
@@ -25,8 +21,9 @@ use kvroute_types::{InstanceId, Timestamp, mix64};
 use kvroute_workload::{Plan, TokenStream, TraceStats, Workload, WorkloadSpec};
 use tokio::task::{JoinSet, spawn_blocking};
 
+use crate::embedded::{self, VOCABULARY};
 use crate::failure::Failure;
-use crate::live::{as_routed, wait_until_ready};
+use crate::live::as_routed;
 use crate::provenance::manifest;
 
 /// Instances behind the gateway.
@@ -39,16 +36,14 @@ const RUNS_AT_A_TIME: usize = 9;
 const KV_BLOCKS: u32 = 3_000;
 /// Seconds between the gateway's load readings.
 const LOAD_REFRESH_S: f64 = 0.1;
-/// Ids that prompts are drawn from.
-const VOCABULARY: NonZeroU32 = NonZeroU32::new(32_000).expect("not 0");
+/// What takes longer has failed.
+const REQUEST_TIMEOUT_S: f64 = 30.0;
 /// Simulated runs for each live one.
 const SIMULATIONS: u32 = 21;
 /// How far the simulated runs' delays lie from what was measured, at most, as a share of it.
 const DELAY_SPREAD: f64 = 0.25;
 /// The same of the interval of load readings: enough that every run reads at other moments.
 const REFRESH_SPREAD: f64 = 0.05;
-/// Requests, one after the other on idle instances, from which the time that HTTP takes is measured.
-const PROBES: u32 = 20;
 
 const WORKLOADS: [(&str, &str); 3] = [
     ("chat", include_str!("../demo/chat.toml")),
@@ -111,7 +106,8 @@ async fn demo(args: &DemoArgs) -> Result<(), Failure> {
             prepare(&setting.profile, name, spec, args.seed, REQUESTS).map(Arc::new)
         })
         .collect::<Result<_, _>>()?;
-    setting.one_way_s = measure_one_way(&setting).await?;
+    let probed = simulated_config(&setting, PolicyConfig::RoundRobin {});
+    setting.one_way_s = embedded::measure_one_way(&probed).await?;
     let setting = Arc::new(setting);
     eprintln!(
         "HTTP and timers take {:.2} ms each way; the simulator is told",
@@ -221,52 +217,9 @@ async fn live(
     prepared: &Prepared,
     policy: PolicyConfig,
 ) -> Result<RunResult, Failure> {
-    let engine = sim_config(&setting.profile).engine;
-    let mock =
-        MockConfig { instances: INSTANCES, engine, ..MockConfig::new(setting.profile.clone()) };
-    let cluster = MockCluster::start(mock).await.map_err(|error| Failure::Run(error.into()))?;
-    let gateway = Gateway::start(gateway_config(&cluster, policy, setting.seed))
-        .map_err(|error| Failure::Run(error.into()))?;
-    wait_until_ready(&gateway).await?;
-    let config = load_config(&gateway, &cluster)?;
-    let outcome = kvroute_load::run(config, &prepared.workload, |_| {}).await;
-    let outcome = outcome.map_err(|error| Failure::Run(error.into()))?;
-    gateway.shutdown().await;
-    cluster.shutdown().await;
+    let config = simulated_config(setting, policy);
+    let outcome = embedded::play(&config, &prepared.workload, 0.0, REQUEST_TIMEOUT_S).await?;
     Ok(live_result(setting, prepared, policy, &outcome))
-}
-
-fn gateway_config(cluster: &MockCluster, policy: PolicyConfig, seed: u64) -> GatewayConfig {
-    let any_port: SocketAddr = (Ipv4Addr::LOCALHOST, 0).into();
-    let mut config = GatewayConfig {
-        listen: any_port,
-        admin_listen: any_port,
-        threads: Some(1),
-        instances: cluster.instances().iter().map(|i| InstanceConfig::new(i.url())).collect(),
-        policy,
-        seed,
-        ..GatewayConfig::default()
-    };
-    config.load.refresh_s = Some(LOAD_REFRESH_S);
-    config.index.capacity_blocks = Some(KV_BLOCKS);
-    config.timeouts.lame_duck_s = 0.001;
-    config
-}
-
-fn load_config(gateway: &Gateway, cluster: &MockCluster) -> Result<LoadConfig, Failure> {
-    let target = |url: String| Target::try_from(url).map_err(Failure::usage);
-    let instances = cluster
-        .instances()
-        .iter()
-        .map(|instance| target(instance.url()).map(InstanceTarget::new))
-        .collect::<Result<_, _>>()?;
-    Ok(LoadConfig {
-        target: target(format!("http://{}", gateway.addr()))?,
-        prompt_form: PromptForm::TokenIds { vocabulary: VOCABULARY },
-        request_timeout_s: 30.0,
-        instances,
-        ..LoadConfig::default()
-    })
 }
 
 /// The cluster that a simulated half runs on.
@@ -356,18 +309,6 @@ fn instances(
         ..InstanceMeasurements::unmeasured(id)
     };
     (0..INSTANCES).map(|id| instance(InstanceId(id))).collect()
-}
-
-/// Half of what live first tokens take longer than simulated ones when nothing else goes on.
-async fn measure_one_way(setting: &Setting) -> Result<f64, Failure> {
-    let spec = "kind = \"uniform\"\nrequests_per_s = 8.0\nprompt_tokens = { kind = \"constant\", value = 64 }\n\
-         output_tokens = { kind = \"constant\", value = 2 }\n";
-    let prepared = prepare(&setting.profile, "probe", spec, setting.seed, PROBES)?;
-    let policy = PolicyConfig::RoundRobin {};
-    let live = live(setting, &prepared, policy).await?;
-    let sim = simulated(setting, &prepared, policy, 0.0)?;
-    let more_ms = live.ttft_ms.p50.zip(sim.ttft_ms.p50).map(|(live, sim)| live - sim);
-    Ok((more_ms.unwrap_or(0.0) / 2e3).max(0.0))
 }
 
 fn write_results(

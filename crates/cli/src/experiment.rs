@@ -71,7 +71,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "KEY=VALUE;…")]
     only: Vec<CellFilter>,
 
-    /// Runs at the same time [default: the number of processors]. Results do not depend on it.
+    /// Runs at the same time [default: the number of processors; live: 1]. Simulated results do not depend on it.
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
 
@@ -122,7 +122,7 @@ enum ModeArg {
     /// In virtual time.
     #[default]
     Sim,
-    /// Over HTTP, in real time, one run at a time.
+    /// Over HTTP, in real time.
     Live,
 }
 
@@ -200,7 +200,18 @@ fn run_file(args: &RunArgs) -> Result<(), Failure> {
         ModeArg::Live => Some(LiveInstances::new()?),
         ModeArg::Sim => None,
     };
-    let threads = args.threads.or_else(|| std::thread::available_parallelism().ok());
+    if let Some(live) = &instances {
+        let one_way_s = live.measure_one_way(&plan.base_cluster().map_err(Failure::usage)?)?;
+        eprintln!(
+            "HTTP and timers take {:.2} ms each way; the comparable simulation has --set cluster.network_delay={:.0}us",
+            1e3 * one_way_s,
+            1e6 * one_way_s
+        );
+    }
+    let threads = args.threads.or_else(|| match args.mode {
+        ModeArg::Live => None,
+        ModeArg::Sim => std::thread::available_parallelism().ok(),
+    });
     let options = Options {
         threads: threads.map_or(1, NonZeroUsize::get),
         shard,

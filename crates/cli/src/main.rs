@@ -8,6 +8,7 @@
 mod calibrate;
 mod cluster_args;
 mod demo;
+mod embedded;
 mod experiment;
 mod failure;
 mod inspect;

@@ -4,9 +4,12 @@ use std::path::Path;
 
 use kvroute_lab::{Cell, Condition, InputFile, LoadPoint, Slo};
 use kvroute_profile::LatencyProfile;
+use kvroute_sim::SimConfig;
 
+use crate::RunFault;
 use crate::cluster::{Caches, ClusterSettings};
 use crate::runner::CellFilter;
+use crate::scene::config;
 use crate::spec::{ExperimentSpec, LabelledPolicy, SpecFault};
 use crate::store::Store;
 use crate::workloads::{Source, one_line};
@@ -215,6 +218,15 @@ impl Plan {
             inputs.extend(input.filter(|input| !inputs.contains(input)));
         }
         Ok(inputs)
+    }
+
+    /// The cluster of the first scene, under the baseline and none of the sweeps.
+    ///
+    /// # Errors
+    /// [`RunFault::Simulation`] if its parts do not fit together.
+    pub fn base_cluster(&self) -> Result<SimConfig, RunFault> {
+        let instances = self.scenes.first().map_or(1, |scene| scene.instances);
+        config(self, &self.base, instances, self.baseline, self.spec.first_seed)
     }
 
     /// The objective of a scene's requests.

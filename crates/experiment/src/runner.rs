@@ -21,11 +21,11 @@ use crate::store::{Shard, Store, StoreFault};
 
 /// How an experiment is run.
 pub struct Options<'a> {
-    /// Runs at the same time; results do not depend on it.
+    /// Runs at the same time; simulated results do not depend on it.
     pub threads: usize,
     /// Which part of it.
     pub shard: Shard,
-    /// Makes runs live, one at a time, instead of simulating them.
+    /// Makes runs live instead of simulating them.
     pub live: Option<&'a dyn Live>,
     /// Which cells to run; all of them if empty. A cell is run if it fits one of these.
     pub only: Vec<CellFilter>,
@@ -261,8 +261,7 @@ pub fn run(
         progress(Progress::Runs { done, of: all });
         Ok(())
     };
-    let threads = if options.live.is_some() { 1 } else { options.threads };
-    for_each(threads, &units, |unit| run_unit(plan, options, unit, &rates, &keep))
+    for_each(options.threads, &units, |unit| run_unit(plan, options, unit, &rates, &keep))
 }
 
 /// All results, in the order of the plan; those that are missing are left out.

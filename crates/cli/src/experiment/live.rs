@@ -1,24 +1,18 @@
 //! Runs of an experiment in real time: embedded instances behind the gateway, over HTTP.
 
-use std::net::{Ipv4Addr, SocketAddr};
-use std::num::NonZeroU32;
-
 use kvroute_experiment::{Live, LiveOutcome, LiveRun};
-use kvroute_gateway::{Gateway, GatewayConfig, InstanceConfig};
 use kvroute_lab::{
     InstanceMeasurements, Measurements, Mode, Preemptions, RunResult, mean_in_flight,
 };
-use kvroute_load::{InstanceTarget, LoadConfig, PromptForm};
-use kvroute_mock_server::{MockCluster, MockConfig};
 use kvroute_router::{DirectorySource, Refresh, SignalConfig};
 use kvroute_sim::SimConfig;
 use kvroute_types::InstanceId;
 
+use crate::embedded;
 use crate::failure::Failure;
-use crate::live::{target, wait_until_ready};
 
-/// Prompts are token ids below this.
-const VOCABULARY: NonZeroU32 = NonZeroU32::new(32_000).expect("not 0");
+/// Above every objective: what takes longer has failed.
+const REQUEST_TIMEOUT_S: f64 = 120.0;
 
 /// Embedded instances, fresh ones for each run.
 pub(super) struct LiveInstances {
@@ -29,6 +23,11 @@ impl LiveInstances {
     pub(super) fn new() -> Result<Self, Failure> {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         Ok(Self { runtime })
+    }
+
+    /// The network delay, s, with which a simulation of the cluster is comparable.
+    pub(super) fn measure_one_way(&self, cluster: &SimConfig) -> Result<f64, Failure> {
+        self.runtime.block_on(embedded::measure_one_way(cluster))
     }
 }
 
@@ -53,37 +52,13 @@ fn playable(config: &SimConfig) -> Result<(), String> {
     if config.router.index.refresh != Refresh::RealTime {
         return refusal("an index refresh");
     }
-    if config.instances_per_device > 1 {
-        return refusal("a shared device");
-    }
     Ok(())
 }
 
 async fn play(run: &LiveRun<'_>) -> Result<LiveOutcome, Failure> {
     let config = run.config;
-    let mock = MockConfig {
-        instances: config.instances,
-        engine: config.engine.clone(),
-        ..MockConfig::new(config.profile.clone())
-    };
-    let cluster = MockCluster::start(mock).await.map_err(|error| Failure::Run(error.into()))?;
-    let gateway = Gateway::start(gateway_config(config, &cluster))
-        .map_err(|error| Failure::Run(error.into()))?;
-    wait_until_ready(&gateway).await?;
-    let instances = cluster.instances().iter().map(|i| target(&i.url()).map(InstanceTarget::new));
-    let load = LoadConfig {
-        target: target(&format!("http://{}", gateway.addr()))?,
-        prompt_form: PromptForm::TokenIds { vocabulary: VOCABULARY },
-        request_timeout_s: 120.0,
-        warm_up_s: run.window.from().as_secs_f64(),
-        instances: instances.collect::<Result<_, _>>()?,
-        ..LoadConfig::default()
-    };
-    let outcome = kvroute_load::run(load, run.workload, |_| {}).await;
-    let outcome = outcome.map_err(|error| Failure::Run(error.into()))?;
-    gateway.shutdown().await;
-    cluster.shutdown().await;
-
+    let warm_up_s = run.window.from().as_secs_f64();
+    let outcome = embedded::play(config, run.workload, warm_up_s, REQUEST_TIMEOUT_S).await?;
     let (from, until) = (run.window.from(), run.window.until().min(outcome.end));
     let instances = (0..).zip(&outcome.instances).map(|(id, instance)| InstanceMeasurements {
         instance: InstanceId(id),
@@ -111,26 +86,4 @@ async fn play(run: &LiveRun<'_>) -> Result<LiveOutcome, Failure> {
         wall_s: outcome.wall.as_secs_f64(),
     });
     Ok(LiveOutcome { result, records: outcome.records })
-}
-
-fn gateway_config(config: &SimConfig, cluster: &MockCluster) -> GatewayConfig {
-    let any_port: SocketAddr = (Ipv4Addr::LOCALHOST, 0).into();
-    let mut gateway = GatewayConfig {
-        listen: any_port,
-        admin_listen: any_port,
-        threads: Some(1),
-        instances: cluster.instances().iter().map(|i| InstanceConfig::new(i.url())).collect(),
-        policy: config.policy,
-        seed: config.seed,
-        ..GatewayConfig::default()
-    };
-    gateway.load.refresh_s = match config.router.load.refresh {
-        Refresh::EveryS(seconds) => Some(seconds),
-        // As often as is sensible over HTTP.
-        Refresh::RealTime => Some(0.05),
-        Refresh::Never => None,
-    };
-    gateway.index.capacity_blocks = config.router.index_capacity_blocks;
-    gateway.timeouts.lame_duck_s = 0.001;
-    gateway
 }
