@@ -59,7 +59,7 @@ impl std::str::FromStr for Shard {
 #[derive(Debug, thiserror::Error)]
 pub enum StoreFault {
     /// The system said no.
-    #[error("cannot {what} {path}: {source}", path = path.display())]
+    #[error("cannot {what} {path}", path = path.display())]
     Io {
         /// What was tried.
         what: &'static str,
