@@ -49,9 +49,9 @@ pub enum Affinity {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LoadCacheConfig {
-    /// Weight of the affinity, finite and at least 0. Default 0.3.
+    /// Weight of the affinity, finite and at least 0. Default 0.4.
     pub alpha: f64,
-    /// Weight of the load, finite and at least 0. Default 0.7.
+    /// Weight of the load, finite and at least 0. Default 0.6.
     pub beta: f64,
     /// What counts as affinity. Default [`Affinity::Blocks`].
     pub affinity: Affinity,
@@ -61,7 +61,7 @@ pub struct LoadCacheConfig {
 
 impl Default for LoadCacheConfig {
     fn default() -> Self {
-        Self { alpha: 0.3, beta: 0.7, affinity: Affinity::default(), load: LoadSignal::default() }
+        Self { alpha: 0.4, beta: 0.6, affinity: Affinity::default(), load: LoadSignal::default() }
     }
 }
 
@@ -267,8 +267,8 @@ mod tests {
 
         let (decision, scores) =
             choose_scored(&mut policy(LoadCacheConfig::default()), &ten_blocks(), &table);
-        // 0.3 * 0.9 - 0.7 * 8/8 = -0.43;   0.3 * 0.5 - 0.7 * 4/8 = -0.20;   0 - 0
-        assert_scores(&scores, &[(10, -0.43), (20, -0.20), (30, 0.0)]);
+        // 0.4 * 0.9 - 0.6 * 8/8 = -0.24;   0.4 * 0.5 - 0.6 * 4/8 = -0.10;   0 - 0
+        assert_scores(&scores, &[(10, -0.24), (20, -0.10), (30, 0.0)]);
         assert_eq!(decision, Some((2, Reason::LoadScore)));
     }
 
@@ -318,7 +318,7 @@ mod tests {
         table[0].matched_blocks = 1;
         let (decision, scores) =
             choose_scored(&mut policy(LoadCacheConfig::default()), &request(), &table);
-        assert_scores(&scores, &[(10, -0.7), (20, -0.35)]);
+        assert_scores(&scores, &[(10, -0.6), (20, -0.3)]);
         assert_eq!(decision, Some((1, Reason::LoadScore)));
     }
 
@@ -328,7 +328,7 @@ mod tests {
         table[1].matched_blocks = 1;
         let (decision, scores) =
             choose_scored(&mut policy(LoadCacheConfig::default()), &ten_blocks(), &table);
-        assert_scores(&scores, &[(10, 0.0), (20, 0.03)]);
+        assert_scores(&scores, &[(10, 0.0), (20, 0.04)]);
         assert_eq!(decision, Some((1, Reason::CacheScore)));
     }
 

@@ -71,11 +71,11 @@ fn a_description_shows_the_defaults() {
     );
     assert_eq!(
         shown("load-cache"),
-        [("alpha", "0.3"), ("beta", "0.7"), ("affinity", "blocks"), ("load", "total")]
+        [("alpha", "0.4"), ("beta", "0.6"), ("affinity", "blocks"), ("load", "total")]
             .map(|(name, default)| (name, default.to_owned()))
     );
     let tuned = parse("load-cache:alpha=0.1").unwrap().describe();
-    assert_eq!(tuned.parameters[0].default, "0.3", "the default, not the present value");
+    assert_eq!(tuned.parameters[0].default, "0.4", "the default, not the present value");
 }
 
 #[test]
