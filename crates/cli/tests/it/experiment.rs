@@ -73,7 +73,7 @@ fn every_committed_experiment_can_be_run() {
             assert!(stdout(&args).contains("runs: workloads"), "{path}");
         }
     }
-    assert_eq!(seen, 9, "exp0 to exp8");
+    assert_eq!(seen, 10, "exp0 to exp9");
 }
 
 #[test]
