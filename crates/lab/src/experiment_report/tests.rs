@@ -62,6 +62,7 @@ fn results(runs: Vec<ExperimentRun>) -> ExperimentResults {
             question: "Is it right?".to_owned(),
             baseline: "round-robin".to_owned(),
             warm_up: "10 s.".to_owned(),
+            references: BTreeMap::new(),
         },
         capacities: Vec::new(),
         runs,
