@@ -293,6 +293,11 @@ fn about(plan: &Plan) -> About {
              but not counted.",
             tidy_percent(spec.warm_up.share)
         ),
+        references: spec
+            .sweeps
+            .iter()
+            .map(|sweep| (sweep.name.clone(), sweep.reference_label()))
+            .collect(),
     }
 }
 

@@ -235,6 +235,10 @@ pub struct Sweep {
     /// Values, as `[cluster]` takes them.
     #[schemars(with = "Vec<serde_json::Value>")]
     pub values: Vec<Value>,
+    /// The value that the others are compared with, one of `values`; the first if it is not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<serde_json::Value>")]
+    pub reference: Option<Value>,
     /// More settings of `[cluster]` for every value of this sweep.
     #[serde(default, skip_serializing_if = "Table::is_empty")]
     #[schemars(with = "BTreeMap<String, serde_json::Value>")]
@@ -633,7 +637,25 @@ impl Sweep {
         if self.values.is_empty() {
             return Err(SpecFault::Empty { key, remedy: "give at least one value in values" });
         }
+        if let Some(reference) = &self.reference
+            && !self.values.contains(reference)
+        {
+            let values: Vec<_> = self.values.iter().map(plain_text).collect();
+            return Err(SpecFault::Conflict {
+                key: format!("{key}.reference"),
+                what: format!(
+                    "{} is none of the values; name one of: {}",
+                    plain_text(reference),
+                    values.join(", ")
+                ),
+            });
+        }
         Ok(())
+    }
+
+    /// Label of the value that the others are compared with.
+    pub(crate) fn reference_label(&self) -> String {
+        self.reference.as_ref().or(self.values.first()).map_or_else(String::new, plain_text)
     }
 
     fn condition(&self, value: &Value) -> kvroute_lab::Condition {

@@ -37,6 +37,10 @@ pub struct About {
     pub baseline: String,
     /// What the warm-up is and how it was chosen, a sentence.
     pub warm_up: String,
+    /// Label of the value that a sweep's other values are compared with, by the sweep's name. Of a sweep that is not in it
+    /// the first: results from before there was this key have none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub references: BTreeMap<String, String>,
 }
 
 /// The greatest load at which the baseline still serves a workload well.

@@ -91,6 +91,26 @@ fn a_sweep_sets_keys_of_the_cluster() {
 }
 
 #[test]
+fn a_sweep_has_a_reference_which_is_one_of_its_values() {
+    let with = |reference: &str| {
+        SMALL.replace(
+            "[quick]",
+            &format!(
+                "[[sweeps]]\nname = \"restart\"\nset = [\"router_restart_every\"]\nvalues = [\"10s\", \"never\"]\n{reference}\n[quick]"
+            ),
+        )
+    };
+    let label = |text: &str| read(text, &[]).unwrap().sweeps[0].reference_label();
+    assert_eq!(label(&with("")), "10s");
+    assert_eq!(label(&with("reference = \"never\"")), "never");
+    let fault = read(&with("reference = \"1min\""), &[]).unwrap_err().to_string();
+    assert_eq!(
+        fault,
+        "sweeps.restart.reference: 1min is none of the values; name one of: 10s, never"
+    );
+}
+
+#[test]
 fn what_cannot_be_is_named_with_its_remedy() {
     let complaints = [
         (vec!["seed=3"], "unknown field `seed`"),

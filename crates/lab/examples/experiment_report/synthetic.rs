@@ -68,6 +68,7 @@ pub(crate) fn results(shape: &str) -> Option<ExperimentResults> {
             baseline: "round-robin".to_owned(),
             warm_up: "The first 300 s of each run are not counted; MSER-5 puts the steady state earlier in nearly all runs."
                 .to_owned(),
+            references: BTreeMap::new(),
         },
         capacities: vec![Capacity {
             workload: "chat".to_owned(),

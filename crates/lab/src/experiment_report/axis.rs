@@ -19,6 +19,54 @@ pub(super) struct Axis {
 enum Scale {
     Linear,
     Log,
+    /// Of a share above the best: see [`excess`].
+    Excess,
+}
+
+/// Below this share above the best, equal steps; above it, equal ratios.
+const EXCESS_LINEAR: f64 = 0.02;
+/// Shares above the best that are named on an axis.
+pub(super) const EXCESSES: [(f64, &str); 8] = [
+    (0.0, "best"),
+    (0.05, "+5 %"),
+    (0.2, "+20 %"),
+    (1.0, "× 2"),
+    (9.0, "× 10"),
+    (99.0, "× 100"),
+    (999.0, "× 1000"),
+    (9_999.0, "× 10,000"),
+];
+
+/// Where a share above the best stands, so that 5 % and a thousand times can both be seen: `ln(1 + share / 0.02)`.
+pub(super) fn excess(share: f64) -> f64 {
+    (1.0 + share.max(0.0) / EXCESS_LINEAR).ln()
+}
+
+/// A share above the best to read, short: in percent without the sign, from ten times on as a factor.
+pub(super) fn excess_text(share: f64) -> String {
+    let times = share + 1.0;
+    match times {
+        times if times < 9.995 => label(100.0 * share, 0),
+        times if times < 9_999.5 => format!("×{}", label(times, 0)),
+        times => format!("×{}k", label(times / 1000.0, 0)),
+    }
+}
+
+/// Milliseconds that are shown as seconds, from here on.
+const SECONDS_FROM_MS: f64 = 10_000.0;
+
+/// Unit of times of which the greatest is this, and what milliseconds are to be multiplied by.
+pub(super) fn time_unit(most_ms: f64) -> (&'static str, f64) {
+    if most_ms >= SECONDS_FROM_MS { ("s", 1e-3) } else { ("ms", 1.0) }
+}
+
+/// A time to read, to about three digits: `63 ms`, `7198 ms`, `24.8 s`, `563 s`.
+pub(super) fn time_text(ms: f64) -> String {
+    match ms {
+        ms if ms < 10.0 => format!("{} ms", label(ms, 1)),
+        ms if ms < SECONDS_FROM_MS => format!("{} ms", label(ms, 0)),
+        ms => format!("{} s", label(ms / 1000.0, usize::from(ms < 99_950.0))),
+    }
 }
 
 /// More decades than this, and equal steps hide the small values.
@@ -87,6 +135,20 @@ impl Axis {
         }
     }
 
+    /// For shares above the best, from none to the greatest of these.
+    pub(super) fn excess(name: impl Into<String>, shares: impl IntoIterator<Item = f64>) -> Self {
+        let (_, most) = bounds(shares).unwrap_or((0.0, 1.0));
+        let max = excess(most.max(1.0)) * 1.02;
+        let ticks = EXCESSES.iter().filter(|(share, _)| excess(*share) <= max);
+        Self {
+            name: name.into(),
+            scale: Scale::Excess,
+            min: 0.0,
+            max,
+            ticks: ticks.map(|(share, label)| (*share, (*label).to_owned())).collect(),
+        }
+    }
+
     /// The same axis with ticks at these values alone.
     pub(super) fn with_ticks(mut self, ticks: Vec<(f64, String)>) -> Self {
         self.ticks = ticks;
@@ -105,6 +167,7 @@ impl Axis {
             Scale::Linear => value,
             Scale::Log if value > 0.0 => value.log10(),
             Scale::Log => self.min,
+            Scale::Excess => excess(value),
         };
         ((value - self.min) / (self.max - self.min)).clamp(0.0, 1.0)
     }
@@ -202,6 +265,17 @@ mod tests {
         assert!((axis.at(10.0 * 2000_f64.sqrt()) - 0.5).abs() < 1e-9);
         assert_eq!(Axis::log_if_wide("TTFT, ms", [10.0, 300.0]).name, "TTFT, ms");
         assert_eq!(Axis::log_if_wide("TTFT, ms", [0.0, 300.0]).name, "TTFT, ms");
+    }
+
+    #[test]
+    fn five_percent_and_a_thousand_times_are_both_seen() {
+        let axis = Axis::excess("above the best", [0.0, 0.05, 5_233.0]);
+        assert_eq!(labels(&axis), ["best", "+5 %", "+20 %", "× 2", "× 10", "× 100", "× 1000"]);
+        assert!(axis.at(0.05) > 0.08 && axis.at(0.0) == 0.0 && axis.at(5_233.0) > 0.95);
+        let texts = [0.0, 0.049, 1.72, 8.9, 11.0, 5_233.91, 1e6].map(excess_text);
+        assert_eq!(texts, ["0", "5", "172", "890", "×12", "×5235", "×1000k"]);
+        let times = [6.53, 63.2, 9_999.4, 24_848.0, 562_712.0].map(time_text);
+        assert_eq!(times, ["6.5 ms", "63 ms", "9999 ms", "24.8 s", "563 s"]);
     }
 
     #[test]

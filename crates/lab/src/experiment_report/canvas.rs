@@ -10,14 +10,16 @@ use crate::report::escaped;
 
 use super::groups::Grid;
 
-/// Width of a figure, in its own units. Small, so that its text can be read on a phone.
-pub(super) const WIDTH: f64 = 440.0;
+/// Width of a figure, in its own units. That of a phone, so that its text can be read there.
+pub(super) const WIDTH: f64 = 400.0;
 /// Room for a character of a label, generously.
-pub(super) const CHARACTER: f64 = 6.3;
+pub(super) const CHARACTER: f64 = 6.5;
 /// Size of the text of a figure.
-const FONT: f64 = 11.5;
+const FONT: f64 = 12.0;
 /// Characters of a line of the title.
-const TITLE_LENGTH: usize = 52;
+const TITLE_LENGTH: usize = 46;
+/// Characters of a line of explanation.
+const NOTE_LENGTH: usize = 63;
 /// Height of a line of the title.
 const TITLE_LINE: f64 = 17.0;
 
@@ -137,7 +139,7 @@ impl Canvas {
             canvas.height += TITLE_LINE;
             let _ = writeln!(
                 canvas.body,
-                "<text x=\"2\" y=\"{}\" font-size=\"13\" font-weight=\"600\">{}</text>",
+                "<text x=\"2\" y=\"{}\" font-size=\"13.5\" font-weight=\"600\">{}</text>",
                 canvas.height - 4.0,
                 escaped(&line)
             );
@@ -148,12 +150,12 @@ impl Canvas {
 
     /// A sentence of explanation, in as many lines as it takes.
     pub(super) fn note(&mut self, text: &str) {
-        for line in wrapped(text, 72) {
+        for line in wrapped(text, NOTE_LENGTH) {
             self.height += 14.0;
             // Writing to a string cannot fail; so below.
             let _ = writeln!(
                 self.body,
-                "<text class=\"{FAINT}\" x=\"2\" y=\"{:.1}\" font-size=\"11\">{}</text>",
+                "<text class=\"{FAINT}\" x=\"2\" y=\"{:.1}\" font-size=\"11.5\">{}</text>",
                 self.height - 3.0,
                 escaped(&line)
             );
@@ -357,6 +359,8 @@ pub(super) fn wrapped(text: &str, length: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for word in text.split_whitespace() {
         match lines.last_mut() {
+            // A number keeps its sign.
+            Some(line) if word == "%" => line.push_str(" %"),
             Some(line) if line.chars().count() + 1 + word.chars().count() <= length => {
                 line.push(' ');
                 line.push_str(word);

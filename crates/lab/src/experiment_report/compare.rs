@@ -279,7 +279,7 @@ fn words(names: [&str; 2], grids: &[Grid<'_>; 2], matched: &Matched) -> Words {
             "{rates} cells have the same share of the capacity, but another rate: the capacity that was found differs."
         ));
     }
-    Words { findings, warnings }
+    Words { findings, warnings, ..Words::default() }
 }
 
 /// Whether the same policy is the fastest in both.

@@ -5,6 +5,7 @@
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 
 use crate::columns::{finite, fixed};
 use crate::report::slug;
@@ -134,6 +135,8 @@ pub(super) struct GridCell<'a> {
     pub(super) scene: usize,
     /// Name of the policy without its parameters.
     pub(super) kind: &'a str,
+    /// What figures call it: its kind, with what tells it from others of that kind.
+    pub(super) name: String,
     estimates: [OnceCell<Option<Estimate>>; Quantity::ALL.len()],
     against_baseline: OnceCell<Option<Comparison>>,
 }
@@ -147,6 +150,7 @@ impl<'a> GridCell<'a> {
             runs: vec![first],
             scene,
             kind: kind.unwrap_or(label),
+            name: String::new(),
             estimates: Default::default(),
             against_baseline: OnceCell::new(),
         }
@@ -196,6 +200,13 @@ impl<'a> GridCell<'a> {
         Some((weight("alpha")?, weight("beta")?))
     }
 
+    /// Weight of the cache over that of the load, all that its choice depends on; 0 without a weight of the cache, since then
+    /// the load decides, be it as the score or between equal ones.
+    pub(super) fn ratio(&self) -> Option<f64> {
+        let (alpha, beta) = self.alpha_beta()?;
+        Some(if alpha == 0.0 { 0.0 } else { alpha / beta })
+    }
+
     /// The policy's settings but for its two weights, as text; what an alpha/beta map has in common.
     pub(super) fn variant(&self) -> String {
         let mut config = self.runs[0].result.policy_config.clone();
@@ -205,6 +216,13 @@ impl<'a> GridCell<'a> {
             }
         }
         config.to_string()
+    }
+
+    /// Its settings by their names.
+    fn parameters(&self) -> impl Iterator<Item = (&'a str, &'a serde_json::Value)> + use<'a> {
+        let settings = self.runs[0].result.policy_config.as_object();
+        let all = settings.into_iter().flatten();
+        all.map(|(name, value)| (name.as_str(), value)).filter(|(name, _)| *name != "kind")
     }
 
     pub(super) fn is_load_only(&self) -> bool {
@@ -238,11 +256,18 @@ pub(super) struct Grid<'a> {
     pub(super) scenes: Vec<Scene<'a>>,
     /// Runs left out because their cell and seed were there already.
     pub(super) repeated: usize,
+    /// Label of each sweep's reference, by the sweep's name.
+    references: &'a BTreeMap<String, String>,
 }
 
 impl<'a> Grid<'a> {
     pub(super) fn new(results: &'a ExperimentResults) -> Self {
-        let mut grid = Self { cells: Vec::new(), scenes: Vec::new(), repeated: 0 };
+        let mut grid = Self {
+            cells: Vec::new(),
+            scenes: Vec::new(),
+            repeated: 0,
+            references: &results.about.references,
+        };
         let (mut scenes, mut cells) = (BTreeMap::new(), BTreeMap::new());
         for run in &results.runs {
             let cell = &run.cell;
@@ -274,7 +299,58 @@ impl<'a> Grid<'a> {
         }
         grid.find_baselines(&results.about.baseline);
         grid.name_scenes();
+        grid.name_cells();
         grid
+    }
+
+    /// A policy is called by its kind and by those of its parameters that vary, so that its name fits beside a line.
+    fn name_cells(&mut self) {
+        let mut values: BTreeMap<(&str, &str), BTreeSet<String>> = BTreeMap::new();
+        for cell in &self.cells {
+            for (parameter, value) in cell.parameters() {
+                values.entry((cell.kind, parameter)).or_default().insert(value.to_string());
+            }
+        }
+        let name = |cell: &GridCell<'_>| {
+            let mut name = cell.kind.to_owned();
+            if cell.cell.policy == cell.kind {
+                return name;
+            }
+            for (parameter, value) in cell.parameters() {
+                if values[&(cell.kind, parameter)].len() < 2 {
+                    continue;
+                }
+                let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+                let sign = match parameter {
+                    "alpha" => "α ",
+                    "beta" => "β ",
+                    _ => "",
+                };
+                // Writing to a string cannot fail.
+                let _ = write!(name, " {sign}{value}");
+            }
+            name
+        };
+        let names: Vec<String> = self.cells.iter().map(name).collect();
+        let mut labels: BTreeMap<&str, &str> = BTreeMap::new();
+        let mut ambiguous: BTreeSet<&str> = BTreeSet::new();
+        for (name, cell) in names.iter().zip(&self.cells) {
+            if *labels.entry(name).or_insert(&cell.cell.policy) != cell.cell.policy {
+                ambiguous.insert(name);
+            }
+        }
+        let ambiguous: BTreeSet<String> = ambiguous.into_iter().map(str::to_owned).collect();
+        for (cell, name) in self.cells.iter_mut().zip(names) {
+            cell.name = if ambiguous.contains(&name) { cell.cell.policy.clone() } else { name };
+        }
+    }
+
+    /// The scene that those of a sweep are compared with: that of its reference, else the first.
+    pub(super) fn reference<'g>(&self, scenes: &[&'g Scene<'a>]) -> Option<&'g Scene<'a>> {
+        let first = *scenes.first()?;
+        let label = self.references.get(&first.cell.condition.sweep);
+        let is_reference = |scene: &&&Scene<'_>| Some(&scene.cell.condition.label) == label;
+        Some(scenes.iter().find(is_reference).copied().unwrap_or(first))
     }
 
     fn find_baselines(&mut self, baseline: &str) {
@@ -288,7 +364,8 @@ impl<'a> Grid<'a> {
     }
 
     fn name_scenes(&mut self) {
-        let loads: BTreeSet<_> = self.scenes.iter().map(|s| load_key(&s.cell.load)).collect();
+        // The same share of another capacity is the same load.
+        let loads: BTreeSet<_> = self.scenes.iter().map(|s| load_text(&s.cell.load)).collect();
         let sizes: BTreeSet<_> = self.scenes.iter().map(|s| s.cell.instances).collect();
         let mut slugs = BTreeSet::new();
         for scene in &mut self.scenes {
@@ -427,6 +504,11 @@ impl<'a> SceneKey<'a> {
         let of_each = |rate: u64| (f64::from_bits(rate) / f64::from(self.instances) * 1e6).round();
         let rate = rate.filter(|_| share.is_none()).map(|rate| of_each(rate).to_bits());
         Self { instances: 0, load: [share, rate], ..self }
+    }
+
+    /// The same under any condition.
+    pub(super) fn without_condition(self) -> Self {
+        Self { condition: ("", ""), ..self }
     }
 
     /// The same under any value of its sweep.

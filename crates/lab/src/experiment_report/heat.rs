@@ -1,7 +1,7 @@
 //! A map of values over two settings, each written into its cell.
 
-use super::axis::short;
-use super::canvas::{Anchor, CHARACTER, Canvas, WIDTH};
+use super::axis::{EXCESSES, excess, short};
+use super::canvas::{Anchor, CHARACTER, Canvas, WHISKER, WIDTH};
 
 /// From good (light) to bad (dark); reads in grey too.
 const SEQUENTIAL: [[f64; 3]; 5] = [
@@ -24,7 +24,7 @@ const DIVERGING: [[f64; 3]; 5] = [
 pub(super) struct Heat {
     pub(super) title: String,
     pub(super) note: String,
-    /// What the values are, with their unit.
+    /// What the colours mean.
     pub(super) value: String,
     /// Name and values of the horizontal setting.
     pub(super) x: (String, Vec<f64>),
@@ -39,7 +39,8 @@ pub(super) struct Tile {
     /// Indices of its settings.
     pub(super) x: usize,
     pub(super) y: usize,
-    pub(super) value: f64,
+    /// A share; `None` for one that is not known to differ from zero.
+    pub(super) value: Option<f64>,
     /// What is written.
     pub(super) text: String,
     pub(super) emphasis: Emphasis,
@@ -55,14 +56,83 @@ pub(super) enum Emphasis {
     Best,
 }
 
-/// How values become colours.
+/// How shares become colours: always the same, so that maps can be compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Colours {
-    /// Less is better; by the logarithm where values are positive.
-    LessIsBetter,
-    /// Above zero is better, below is worse.
-    Signed,
+    /// Share above the best: the best is light, a hundred times and more dark.
+    Excess,
+    /// Gain as a share of the one, loss as a share above it: by the ratio of the two, to ten times either way.
+    Gain,
 }
+
+impl Colours {
+    /// Shares that the key names, from one end to the other.
+    fn key(self) -> Vec<(f64, String)> {
+        match self {
+            Self::Excess => {
+                let known = EXCESSES.iter().filter(|(share, _)| *share <= HUNDRED_TIMES);
+                known
+                    .map(|(share, name)| {
+                        let more = if *share < HUNDRED_TIMES { "" } else { "≥ " };
+                        (*share, format!("{more}{name}"))
+                    })
+                    .collect()
+            }
+            Self::Gain => [
+                (-9.0, "≥ × 10 slower"),
+                (-1.0, "× 2"),
+                (-0.05, "-5 %"),
+                (0.0, "0"),
+                (0.05, "5 %"),
+                (0.5, "50 %"),
+                (0.9, "90 % less"),
+            ]
+            .map(|(share, name)| (share, name.to_owned()))
+            .to_vec(),
+        }
+    }
+
+    /// Share of the way along the colours.
+    fn place(self, share: f64) -> f64 {
+        match self {
+            Self::Excess => excess(share) / excess(HUNDRED_TIMES),
+            Self::Gain if share < 0.0 => 0.5 - 0.5 * excess(-share) / excess(9.0),
+            Self::Gain => 0.5 + 0.5 * excess(1.0 / (1.0 - share.min(0.999)) - 1.0) / excess(9.0),
+        }
+    }
+
+    /// The colour at a share of the way.
+    fn shade(self, way: f64) -> [u8; 3] {
+        let stops = match self {
+            Self::Excess => SEQUENTIAL,
+            Self::Gain => DIVERGING,
+        };
+        let at = way.clamp(0.0, 1.0) * 4.0;
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "the whole part of a number from 0 to 4"
+        )]
+        let nth = (at as usize).min(3);
+        let within = at - nth as f64;
+        let (from, to) = (stops[nth], stops[nth + 1]);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "between two colours, which are bytes"
+        )]
+        [0, 1, 2].map(|part| (from[part] + (to[part] - from[part]) * within).round() as u8)
+    }
+
+    /// The colour of a tile; grey for no difference.
+    fn of(self, share: Option<f64>) -> [u8; 3] {
+        const NO_DIFFERENCE: [u8; 3] = [225, 225, 225];
+        share.map_or(NO_DIFFERENCE, |share| self.shade(self.place(share)))
+    }
+}
+
+/// Share above the best from which on all is as dark as can be.
+const HUNDRED_TIMES: f64 = 99.0;
 
 impl Heat {
     pub(super) fn to_svg(&self) -> String {
@@ -81,24 +151,20 @@ impl Heat {
         let bottom = top + rows * height;
         let size = |text: &str, room: f64| {
             let length = text.chars().count().max(1) as f64;
-            ((room - 3.0) / (0.56 * length)).min(11.5)
+            ((room - 4.0) / (0.62 * length)).min(11.5)
         };
         for (nth, label) in y_labels.iter().enumerate() {
             let y = bottom - (nth as f64 + 0.5) * height;
             canvas.text(left - 5.0, y + 4.0, Anchor::End, label);
         }
-        let scale = Shade::new(self.colours, self.cells.iter().map(|tile| tile.value));
         for tile in &self.cells {
             let at = (left + tile.x as f64 * width, bottom - (tile.y as f64 + 1.0) * height);
-            let [red, green, blue] = scale.of(tile.value);
+            let [red, green, blue] = self.colours.of(tile.value);
             let colour = format!("#{red:02x}{green:02x}{blue:02x}");
             canvas.tile(at, (width - 1.0, height - 1.0), &colour);
-            let text = match tile.emphasis {
-                Emphasis::Best => format!("★{}", tile.text),
-                _ => tile.text.clone(),
-            };
             // Text too small to be read is left out: the table has it.
-            let font = size(&text, width);
+            let text = &tile.text;
+            let font = size(text, width);
             if font >= 6.5 {
                 let is_light =
                     0.3 * f64::from(red) + 0.59 * f64::from(green) + 0.11 * f64::from(blue) > 140.0;
@@ -111,8 +177,17 @@ impl Heat {
                     at.1 + height / 2.0 + 0.36 * font - 0.5,
                     Anchor::Middle,
                     &format!("class=\"{class}\" fill=\"{ink}\" font-size=\"{font:.1}\"{bold}"),
-                    &text,
+                    text,
                 );
+                if tile.emphasis == Emphasis::Best {
+                    canvas.styled_text(
+                        at.0 + 2.5,
+                        at.1 + 9.0,
+                        Anchor::Start,
+                        &format!("class=\"{class}\" fill=\"{ink}\" font-size=\"9\""),
+                        "★",
+                    );
+                }
             }
         }
         for tile in &self.cells {
@@ -138,83 +213,35 @@ impl Heat {
             &format!("{} →", self.x.0),
         );
         canvas.height = bottom + 38.0;
-        self.draw_key(&mut canvas, &scale);
+        self.draw_key(&mut canvas);
         canvas.into_svg()
     }
 
     /// Colours and what values they are.
-    fn draw_key(&self, canvas: &mut Canvas, scale: &Shade) {
-        const STEPS: u32 = 24;
-        const KEY_WIDTH: f64 = 150.0;
-        let (low, high) = (short(scale.low), short(scale.high));
-        let y = canvas.height;
-        let scale_name = if scale.is_log { " (log scale)" } else { "" };
-        canvas.text(2.0, y + 9.0, Anchor::Start, &format!("{}{scale_name}", self.value));
-        let left = (WIDTH - KEY_WIDTH - 50.0).max(0.0);
-        canvas.text(left - 4.0, y + 9.0, Anchor::End, &low);
-        let width = KEY_WIDTH / f64::from(STEPS);
+    fn draw_key(&self, canvas: &mut Canvas) {
+        const STEPS: u32 = 48;
+        const KEY_HEIGHT: f64 = 11.0;
+        let y = canvas.height + 4.0;
+        canvas.text(2.0, y + 9.0, Anchor::Start, &self.value);
+        let (left, right, top) = (8.0, WIDTH - 34.0, y + 15.0);
+        let width = (right - left) / f64::from(STEPS);
         for step in 0..STEPS {
-            let [red, green, blue] = scale.shade((f64::from(step) + 0.5) / f64::from(STEPS));
+            let [red, green, blue] = self.colours.shade((f64::from(step) + 0.5) / f64::from(STEPS));
             let colour = format!("#{red:02x}{green:02x}{blue:02x}");
-            canvas.tile((left + f64::from(step) * width, y), (width + 0.3, 11.0), &colour);
+            canvas.tile((left + f64::from(step) * width, top), (width + 0.3, KEY_HEIGHT), &colour);
         }
-        canvas.text(left + KEY_WIDTH + 4.0, y + 9.0, Anchor::Start, &high);
-        canvas.height = y + 18.0;
-    }
-}
-
-/// From a value to a colour.
-struct Shade {
-    low: f64,
-    high: f64,
-    is_log: bool,
-    stops: [[f64; 3]; 5],
-}
-
-impl Shade {
-    fn new(colours: Colours, values: impl Iterator<Item = f64>) -> Self {
-        let (low, high) = values
-            .filter(|value| value.is_finite())
-            .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
-                (low.min(value), high.max(value))
-            });
-        match colours {
-            Colours::LessIsBetter => {
-                let is_log = low > 0.0 && high / low > 3.0;
-                Self { low, high, is_log, stops: SEQUENTIAL }
+        let mut free_from = 0.0;
+        for (share, name) in self.colours.key() {
+            let x = left + (right - left) * self.colours.place(share).clamp(0.0, 1.0);
+            let wide = CHARACTER * name.chars().count() as f64;
+            let from = (x - wide / 2.0).clamp(2.0, WIDTH - wide - 2.0);
+            if from < free_from {
+                continue;
             }
-            Colours::Signed => {
-                let size = low.abs().max(high.abs());
-                Self { low: -size, high: size, is_log: false, stops: DIVERGING }
-            }
+            free_from = from + wide + 4.0;
+            canvas.rule(WHISKER, (x, top + KEY_HEIGHT), (x, top + KEY_HEIGHT + 3.0));
+            canvas.text(from, top + KEY_HEIGHT + 14.0, Anchor::Start, &name);
         }
-    }
-
-    fn of(&self, value: f64) -> [u8; 3] {
-        let measure = |value: f64| if self.is_log { value.ln() } else { value };
-        let (low, high) = (measure(self.low), measure(self.high));
-        let share = (measure(value) - low) / (high - low);
-        // All values are equal: none is bad.
-        let middle = if self.stops == DIVERGING { 0.5 } else { 0.0 };
-        self.shade(if share.is_finite() { share } else { middle })
-    }
-
-    /// The colour at a share of the way.
-    fn shade(&self, share: f64) -> [u8; 3] {
-        let at = share.clamp(0.0, 1.0) * 4.0;
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "the whole part of a number from 0 to 4"
-        )]
-        let nth = (at as usize).min(3);
-        let within = at - nth as f64;
-        let (from, to) = (self.stops[nth], self.stops[nth + 1]);
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "between two colours, which are bytes"
-        )]
-        [0, 1, 2].map(|part| (from[part] + (to[part] - from[part]) * within).round() as u8)
+        canvas.height = top + KEY_HEIGHT + 20.0;
     }
 }

@@ -12,16 +12,18 @@ use crate::report::{escaped, html_opening, unbroken};
 /// Figures of a section that the page holds.
 const INLINE_MAX: usize = 96;
 /// Bytes of figures that the page holds, so that it opens at once.
-const INLINE_BYTES_MAX: usize = 5_000_000;
+const INLINE_BYTES_MAX: usize = 4_000_000;
 /// Rows of a table that the page holds.
-const ROWS_MAX: usize = 100;
+const ROWS_MAX: usize = 50;
 
 const STYLE: &str = "\
+body{max-width:78rem}
 .question{font-size:1.1rem}
 nav ul{columns:14rem;padding-left:1.2rem}
 .warnings{border-left:4px solid #D55E00;padding:.1rem .8rem;background:var(--faint)}
-.figures{grid-template-columns:repeat(auto-fit,minmax(min(100%,22rem),1fr));gap:1.5rem 1.2rem;align-items:start}
-figure{max-width:34rem}
+.figures{grid-template-columns:repeat(auto-fill,minmax(min(100%,23rem),1fr));gap:1.5rem 1.2rem;align-items:start}
+figure{max-width:34rem;overflow-x:auto}
+figure svg{min-width:22rem}
 figcaption{font-size:.75rem;color:var(--dim);overflow-wrap:anywhere}
 h3{font-size:1.05rem;margin:1.6rem 0 .5rem}
 :root{--dim:#666}
@@ -32,7 +34,8 @@ table thead th.name:nth-child(n),td.name{text-align:left}
 td:first-of-type:not(.name){text-align:right}
 td,th,tbody td:first-of-type,thead th:nth-child(n){vertical-align:bottom}
 @media screen and (prefers-color-scheme:dark){:root{--dim:#aaa}}
-@media print{nav{display:none}figure,tr{break-inside:avoid}h3,section>p{break-after:avoid}\
+@media (max-width:30rem){body{padding:.6rem .5rem}nav ul{columns:auto}.warnings{padding:.1rem .5rem}ul{padding-left:1.2rem}}
+@media print{nav{display:none}figure svg{min-width:0}table{font-size:5pt}th,td{padding:.1rem .15rem;overflow-wrap:anywhere}figure,tr{break-inside:avoid}h3,section>p{break-after:avoid}\
 tbody{break-inside:auto}tbody td{white-space:normal}.figures{grid-template-columns:1fr 1fr}}
 ";
 
@@ -92,6 +95,9 @@ pub(super) fn page(page: &Page<'_>) -> String {
     // Writing to a string cannot fail; so below.
     if !question.is_empty() {
         let _ = writeln!(html, "<p class=\"question\">{}</p>", escaped(question));
+    }
+    if !words.common.is_empty() {
+        let _ = writeln!(html, "<p>{}</p>", escaped(&unbroken(&words.common)));
     }
     push_contents(&mut html, sections);
     html.push_str("<h2 id=\"summary\">Summary</h2>\n");
@@ -204,6 +210,7 @@ fn push_table(html: &mut String, table: &Table, warm_up: &str) {
         "best" => "Best policy of each scene",
         "cells" => "All cells",
         "regret" => "Regret of each setting of the weights",
+        "losses" => "Surely slower than round-robin or jsq, although it knows the caches",
         "capacity" => "What the baseline bears",
         "warm-up" => "Warm-up",
         "comparison" => "All cells, side by side",

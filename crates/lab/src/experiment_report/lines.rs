@@ -4,19 +4,21 @@ use super::axis::Axis;
 use super::canvas::{Anchor, CHARACTER, Canvas, GRID, INK, Look, WIDTH, pushed_apart};
 use super::extent;
 
-/// Height of the plotting area of a panel.
+/// Height of the plotting area of a panel, if nothing else is said.
 const PLOT: f64 = 165.0;
 /// Above it: the axis' name.
 const TOP: f64 = 25.0;
 /// Left of it: the ticks' labels.
-const LEFT: f64 = 44.0;
+const LEFT: f64 = 46.0;
 /// Below a panel that has another below.
 const BETWEEN: f64 = 12.0;
 /// Height of a line of labels.
 const LABEL: f64 = 12.5;
-/// Points above this number are a curve, with a mark at every so manieth.
+/// Points above this number are a curve, with a mark at every so manieth and intervals as a band.
 const MARKS_MAX: usize = 30;
 const CURVE_MARKS: usize = 25;
+/// Between points that stand side by side.
+const DODGE: f64 = 1.4;
 
 /// Panels with the same horizontal axis.
 pub(super) struct Lines {
@@ -24,6 +26,16 @@ pub(super) struct Lines {
     pub(super) note: String,
     pub(super) x: Axis,
     pub(super) panels: Vec<Panel>,
+    /// Values of the horizontal axis to compare with.
+    pub(super) uprights: Vec<Upright>,
+    /// Whether points at the same place stand side by side, so that none hides another.
+    pub(super) is_dodged: bool,
+}
+
+/// A line across all panels, with its name above.
+pub(super) struct Upright {
+    pub(super) at: f64,
+    pub(super) name: String,
 }
 
 /// A vertical axis and what is drawn over it.
@@ -33,6 +45,10 @@ pub(super) struct Panel {
     /// Values to compare with, across the panel.
     pub(super) rules: Vec<f64>,
     pub(super) labels: Labels,
+    /// Height of the plotting area.
+    pub(super) height: f64,
+    /// A curve has a mark at every so manieth point.
+    pub(super) curve_marks: usize,
 }
 
 /// Where the names of the lines stand.
@@ -68,14 +84,36 @@ impl Line {
     }
 }
 
+impl Point {
+    /// The same in another unit.
+    pub(super) fn times(self, factor: f64) -> Self {
+        Self {
+            y: self.y.map(|y| factor * y),
+            interval: self.interval.map(|(low, high)| (factor * low, factor * high)),
+            ..self
+        }
+    }
+}
+
 impl Panel {
     /// A panel whose lines have their names at their ends.
     pub(super) fn new(y: Axis, lines: Vec<Line>) -> Self {
-        Self { y, lines, rules: Vec::new(), labels: Labels::AtEnds }
+        Self {
+            y,
+            lines,
+            rules: Vec::new(),
+            labels: Labels::AtEnds,
+            height: PLOT,
+            curve_marks: CURVE_MARKS,
+        }
     }
 }
 
 impl Lines {
+    pub(super) const fn new(title: String, note: String, x: Axis, panels: Vec<Panel>) -> Self {
+        Self { title, note, x, panels, uprights: Vec::new(), is_dodged: false }
+    }
+
     pub(super) fn to_svg(&self) -> String {
         let mut canvas = Canvas::new(&self.title);
         if !self.note.is_empty() {
@@ -85,16 +123,29 @@ impl Lines {
         let longest = names.map(|name| name.chars().count()).max().unwrap_or(0).min(22);
         let listed = self.panels.iter().any(|panel| panel.labels == Labels::Listed);
         let swatch = if listed { 26.0 } else { 10.0 };
-        let right = WIDTH - swatch - 4.0 - CHARACTER * longest as f64;
+        let right = WIDTH - swatch - 8.0 - (CHARACTER + 0.3) * longest as f64;
         let place = |x: f64| LEFT + 6.0 + (right - LEFT - 12.0) * self.x.at(x);
-        let mut bottom = 0.0;
+        let (mut bottom, mut is_first) = (0.0, true);
         for panel in &self.panels {
-            let top = canvas.height + TOP;
-            bottom = top + PLOT;
+            canvas.text(2.0, canvas.height + TOP - 11.0, Anchor::Start, &panel.y.name);
+            let has_names = is_first && !self.uprights.is_empty();
+            let top = canvas.height + TOP + if has_names { LABEL } else { 0.0 };
+            bottom = top + panel.height;
             for (value, _) in &self.x.ticks {
                 canvas.rule(GRID, (place(*value), top), (place(*value), bottom));
             }
-            panel.draw(&mut canvas, &place, (LEFT, right), (top, bottom));
+            for (nth, upright) in self.uprights.iter().enumerate() {
+                let x = place(upright.at);
+                canvas.rule(INK, (x, top), (x, bottom));
+                // Once is enough, where no axis has its name.
+                if nth == 0 && is_first {
+                    let half = CHARACTER * upright.name.chars().count() as f64 / 2.0;
+                    let x = x.clamp(LEFT + half, (right - half).max(LEFT + half));
+                    canvas.text(x, top - 3.0, Anchor::Middle, &upright.name);
+                }
+            }
+            is_first = false;
+            panel.draw(&mut canvas, &place, self.is_dodged, (LEFT, right), (top, bottom));
             canvas.height = bottom + BETWEEN;
         }
         let mut free_from = f64::NEG_INFINITY;
@@ -112,15 +163,41 @@ impl Lines {
     }
 }
 
+impl Line {
+    /// Intervals of a curve, which would cover each other as bars.
+    fn draw_bands(
+        &self,
+        canvas: &mut Canvas,
+        place: &dyn Fn(f64) -> f64,
+        height: &dyn Fn(f64) -> f64,
+    ) {
+        const OPACITY: f64 = 0.16;
+        for part in self.points.split(|point| point.interval.is_none()) {
+            let bounds = part.iter().filter_map(|point| Some((place(point.x), point.interval?)));
+            let bounds: Vec<_> = bounds.collect();
+            if let [(x, (low, high))] = bounds.as_slice() {
+                canvas.stroke(self.look, 1.2, (*x, height(*low)), (*x, height(*high)));
+                continue;
+            }
+            let upper = bounds.iter().map(|(x, (_, high))| (*x, height(*high)));
+            let lower = bounds.iter().rev().map(|(x, (low, _))| (*x, height(*low)));
+            let outline: Vec<_> = upper.chain(lower).collect();
+            if !outline.is_empty() {
+                canvas.area(self.look, OPACITY, &outline);
+            }
+        }
+    }
+}
+
 impl Panel {
     fn draw(
         &self,
         canvas: &mut Canvas,
         place: &dyn Fn(f64) -> f64,
+        is_dodged: bool,
         (left, right): (f64, f64),
         (top, bottom): (f64, f64),
     ) {
-        canvas.text(2.0, top - 11.0, Anchor::Start, &self.y.name);
         let height = |y: f64| bottom - (bottom - top) * self.y.at(y);
         for (value, label) in &self.y.ticks {
             let y = height(*value);
@@ -131,11 +208,21 @@ impl Panel {
             canvas.rule(INK, (left, height(*rule)), (right, height(*rule)));
         }
         let (mut names, mut ends) = (Vec::new(), Vec::new());
-        for line in &self.lines {
+        for (nth, line) in self.lines.iter().enumerate() {
+            let aside = if is_dodged {
+                DODGE * (nth as f64 - (self.lines.len() as f64 - 1.0) / 2.0)
+            } else {
+                0.0
+            };
+            let place = |x: f64| place(x) + aside;
+            let is_curve = line.points.len() > MARKS_MAX;
+            if is_curve {
+                line.draw_bands(canvas, &place, &height);
+            }
             let mut run = Vec::new();
             for point in &line.points {
                 let x = place(point.x);
-                if let Some((low, high)) = point.interval {
+                if let Some((low, high)) = point.interval.filter(|_| !is_curve) {
                     let (low, high) = (height(low), height(high));
                     canvas.stroke(line.look, 1.2, (x, low), (x, high));
                     for end in [low, high] {
@@ -153,9 +240,17 @@ impl Panel {
             let drawn = line.points.iter().filter_map(|p| Some((place(p.x), height(p.y?))));
             let drawn: Vec<_> = drawn.collect();
             // On a curve, a few marks tell which it is where colours do not.
-            let every = if drawn.len() <= MARKS_MAX { 1 } else { CURVE_MARKS };
-            for at in drawn.iter().step_by(every) {
+            let every = if is_curve { self.curve_marks } else { 1 };
+            // Each at other places, so that curves that are one are seen to be several.
+            let from = if every == 1 { 0 } else { nth * 4 % self.curve_marks };
+            for at in drawn.iter().skip(from).step_by(every) {
                 canvas.mark(line.look, *at, 3.0);
+            }
+            // A point beside a curve would not be seen without.
+            for alone in line.points.split(|point| point.y.is_none()) {
+                if let ([Point { x, y: Some(y), .. }], true) = (alone, is_curve) {
+                    canvas.mark(line.look, (place(*x), height(*y)), 3.0);
+                }
             }
             if let Some(end) = drawn.last().filter(|_| !line.name.is_empty()) {
                 names.push(line);

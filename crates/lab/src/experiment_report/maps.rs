@@ -12,7 +12,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::axis::{Axis, short};
+use super::axis::{Axis, excess_text, short};
 use super::canvas::Look;
 use super::groups::{Grid, GridCell, Quantity, Scene, is_near};
 use super::heat::{Colours, Emphasis, Heat, Tile};
@@ -157,18 +157,12 @@ pub(super) fn alpha_beta(grid: &Grid<'_>, maps: &[AlphaBeta]) -> Vec<Drawn> {
 }
 
 fn map_of_scene(map: &AlphaBeta, scene: &Scene<'_>, regrets: &BTreeMap<Setting, Regret>) -> Drawn {
-    let largest = regrets.values().map(|regret| regret.p95_ms).fold(0.0, f64::max);
-    let (unit, per_ms) = if largest >= 10_000.0 { ("s", 1e-3) } else { ("ms", 1.0) };
     let least = regrets.values().map(|regret| regret.share).fold(f64::INFINITY, f64::min);
     let tile = |(setting, regret): (&Setting, &Regret)| Tile {
         x: setting.0,
         y: setting.1,
-        value: regret.p95_ms * per_ms,
-        text: if unit == "s" {
-            short(regret.p95_ms * per_ms)
-        } else {
-            fixed(Some(regret.p95_ms), 0)
-        },
+        value: Some(regret.share),
+        text: tile_time(regret.p95_ms),
         emphasis: if regret.share <= least {
             Emphasis::Best
         } else if is_near(regret.share) {
@@ -178,16 +172,18 @@ fn map_of_scene(map: &AlphaBeta, scene: &Scene<'_>, regrets: &BTreeMap<Setting, 
         },
     };
     let variant = of_variant(map);
+    let is_long = regrets.values().any(|regret| regret.p95_ms >= TILE_SECONDS_FROM_MS);
+    let unit = if is_long { "ms, or in s where it says s" } else { "ms" };
     let heat = Heat {
         title: format!("P95 TTFT of load-cache by its weights, {}{variant}", scene.name),
         note: format!(
-            "Each tile: one setting, mean over seeds, {unit}. Light is fast. ★ is the best, framed is within 5 % of it."
+            "Each tile: one setting, its mean over seeds in {unit}. ★ is the best, framed is within 5 % of it."
         ),
-        value: format!("P95 TTFT, {unit}"),
+        value: "Colour: P95 TTFT above that of the best setting here".to_owned(),
         x: ("α, weight of the cache".to_owned(), map.alphas.clone()),
         y: ("β, weight of the load".to_owned(), map.betas.clone()),
         cells: regrets.iter().map(tile).collect(),
-        colours: Colours::LessIsBetter,
+        colours: Colours::Excess,
     };
     let rows = regrets.iter().map(|(setting, regret)| {
         vec![
@@ -206,6 +202,18 @@ fn map_of_scene(map: &AlphaBeta, scene: &Scene<'_>, regrets: &BTreeMap<Setting, 
     }
 }
 
+/// Milliseconds that a tile says in seconds, from here on.
+const TILE_SECONDS_FROM_MS: f64 = 10_000.0;
+
+/// A time in at most four characters, so that it fits into a tile: `63`, `7198`, `25s`, `563s`.
+fn tile_time(ms: f64) -> String {
+    if ms < TILE_SECONDS_FROM_MS - 0.5 {
+        fixed(Some(ms), 0)
+    } else {
+        format!("{}s", fixed(Some(ms / 1000.0), 0))
+    }
+}
+
 /// The largest regret of each setting over all scenes, if there are several.
 pub(super) fn worst_regret(map: &AlphaBeta) -> Option<Drawn> {
     if map.scenes.len() < 2 || map.worst.is_empty() {
@@ -215,8 +223,8 @@ pub(super) fn worst_regret(map: &AlphaBeta) -> Option<Drawn> {
     let tile = |(setting, worst): (&Setting, &f64)| Tile {
         x: setting.0,
         y: setting.1,
-        value: 100.0 * worst,
-        text: fixed(Some(100.0 * worst), 0),
+        value: Some(*worst),
+        text: excess_text(*worst),
         emphasis: if Some(*setting) == safest {
             Emphasis::Best
         } else if is_near(*worst) {
@@ -228,16 +236,16 @@ pub(super) fn worst_regret(map: &AlphaBeta) -> Option<Drawn> {
     let heat = Heat {
         title: format!("Worst regret of load-cache over all workloads{}", of_variant(map)),
         note: format!(
-            "Each tile: by how many percent the P95 TTFT of a setting is above that of the best setting, in the one of {} \
-             workloads (at each load) where that is most. ★ is the safest setting, framed are those within 5 % of the best \
-             everywhere.",
+            "Each tile: by how many percent (from × 10 on: how many times) the P95 TTFT of a setting is above that of the best \
+             one, in the one of {} workloads and loads where that is most. ★ is the safest setting; framed (if any) are those \
+             within 5 % everywhere.",
             map.scenes.len()
         ),
-        value: "worst regret, %".to_owned(),
+        value: "Colour: P95 TTFT above that of the best setting, at worst".to_owned(),
         x: ("α, weight of the cache".to_owned(), map.alphas.clone()),
         y: ("β, weight of the load".to_owned(), map.betas.clone()),
         cells: map.worst.iter().map(tile).collect(),
-        colours: Colours::LessIsBetter,
+        colours: Colours::Excess,
     };
     let rows = map.worst.iter().map(|(setting, worst)| {
         let (alpha, beta) = (map.alphas[setting.0], map.betas[setting.1]);
@@ -251,11 +259,11 @@ pub(super) fn worst_regret(map: &AlphaBeta) -> Option<Drawn> {
     })
 }
 
-fn of_variant(map: &AlphaBeta) -> String {
+pub(super) fn of_variant(map: &AlphaBeta) -> String {
     if map.variant.is_empty() { String::new() } else { format!(" ({})", map.variant) }
 }
 
-fn slug_of_variant(map: &AlphaBeta) -> String {
+pub(super) fn slug_of_variant(map: &AlphaBeta) -> String {
     if map.variant.is_empty() { String::new() } else { format!("-{}", slug(&map.variant)) }
 }
 
@@ -346,10 +354,10 @@ pub(super) fn factor_maps(gains: &[Gain<'_>]) -> Vec<Drawn> {
         .iter()
         .enumerate()
         .flat_map(|(nth, x)| names[nth + 1..].iter().map(move |y| (*x, *y)));
-    pairs.map(|(x, y)| factor_map(gains, x, y)).collect()
+    pairs.filter_map(|(x, y)| factor_map(gains, x, y)).collect()
 }
 
-fn factor_map(gains: &[Gain<'_>], x: &str, y: &str) -> Drawn {
+fn factor_map(gains: &[Gain<'_>], x: &str, y: &str) -> Option<Drawn> {
     let of =
         |name: &str| ascending(gains.iter().filter_map(|gain| gain.factors.get(name).copied()));
     let (xs, ys) = (of(x), of(y));
@@ -364,13 +372,18 @@ fn factor_map(gains: &[Gain<'_>], x: &str, y: &str) -> Drawn {
         .iter()
         .filter_map(|(setting, gains)| Some((*setting, (gain_of_all(gains)?, gains.len()))))
         .collect();
-    let several = estimates.values().map(|(_, scenes)| *scenes).max().unwrap_or(1);
+    // Two factors of different workloads have no point in common.
+    let several = estimates.values().map(|(_, scenes)| *scenes).max()?;
     let tile = |(setting, (gain, _)): (&Setting, &(Estimate, usize))| {
-        let text = signed(Some(100.0 * gain.value), 0);
+        let text = if gain.value < -9.0 {
+            excess_text(-gain.value)
+        } else {
+            signed(Some(100.0 * gain.value), 0)
+        };
         Tile {
             x: setting.0,
             y: setting.1,
-            value: 100.0 * gain.value,
+            value: gain.is_nonzero().then_some(gain.value),
             text: if gain.is_nonzero() { text } else { format!("({text})") },
             emphasis: Emphasis::None,
         }
@@ -384,13 +397,14 @@ fn factor_map(gains: &[Gain<'_>], x: &str, y: &str) -> Drawn {
         title: format!("Gain of cache-aware routing by {x} and {y}"),
         note: format!(
             "Each tile: by how many percent the best cache-aware policy lowers the P95 TTFT of the best load-only one. \
-             Blue (+) is a gain, orange (-) a loss; in brackets: no difference, the 95 % interval includes 0.{averaged}"
+             Blue (+) is a gain, orange (-) a loss (× n: n times as slow); grey, in brackets: no difference, the 95 % interval \
+             includes 0.{averaged}"
         ),
-        value: "gain, %".to_owned(),
+        value: "Colour: P95 TTFT, cache-aware against load-only".to_owned(),
         x: (x.to_owned(), xs.clone()),
         y: (y.to_owned(), ys.clone()),
         cells: estimates.iter().map(tile).collect(),
-        colours: Colours::Signed,
+        colours: Colours::Gain,
     };
     let rows = estimates.iter().map(|(setting, (gain, scenes))| {
         let mut row = vec![xs[setting.0].to_string(), ys[setting.1].to_string()];
@@ -399,11 +413,11 @@ fn factor_map(gains: &[Gain<'_>], x: &str, y: &str) -> Drawn {
         row
     });
     let header = [x, y, "gain_percent", "gain_percent_low", "gain_percent_high", "points"];
-    Drawn {
+    Some(Drawn {
         name: format!("gain-{}-{}", slug(x), slug(y)),
         svg: heat.to_svg(),
         csv: csv_text(header.map(str::to_owned).to_vec(), rows),
-    }
+    })
 }
 
 /// The gain over each factor.
@@ -434,10 +448,8 @@ fn factor_line(gains: &[Gain<'_>], name: &str) -> Drawn {
             })
             .collect(),
     };
-    let y = Axis::from_zero(
-        "gain of the best cache-aware over the best load-only policy, %",
-        line.extent(),
-    );
+    let y =
+        Axis::from_zero("gain: P95 TTFT less than the best load-only policy's, %", line.extent());
     let spread = values.first().zip(values.last());
     let x = match spread {
         Some((first, last)) if *first > 0.0 && last / first >= 8.0 => {
@@ -449,15 +461,15 @@ fn factor_line(gains: &[Gain<'_>], name: &str) -> Drawn {
     let mut panel = Panel::new(y, vec![line]);
     panel.rules.push(0.0);
     let several = estimates.iter().map(|(.., scenes)| *scenes).max().unwrap_or(1);
-    let lines = Lines {
-        title: format!("Gain of cache-aware routing by {name}"),
-        note: format!(
+    let lines = Lines::new(
+        format!("Gain of cache-aware routing by {name}"),
+        format!(
             "P95 TTFT, mean over {several} points that differ in the other factors; above the dashed line cache-aware routing \
              is faster. Bars: 95 % intervals over seeds."
         ),
         x,
-        panels: vec![panel],
-    };
+        vec![panel],
+    );
     let rows = estimates.iter().map(|(value, gain, scenes)| {
         let mut row = vec![value.to_string()];
         row.extend(percent_fields(gain));

@@ -12,12 +12,15 @@ mod groups;
 mod heat;
 mod html;
 mod lines;
+mod losses;
 mod maps;
 mod png;
+mod ratios;
 mod rows;
 mod scatter;
 mod scene_figures;
 mod strips;
+mod sweep_words;
 mod sweeps;
 mod tables;
 mod words;
@@ -80,11 +83,15 @@ pub fn experiment_report(results: &ExperimentResults) -> ExperimentReport {
     let looks = Looks::new(&grid);
     let maps = AlphaBeta::all(&grid);
     let gains = maps::gains(&grid);
-    let words = Words::new(results, &grid, &maps, &gains);
+    let losses = losses::losses(&grid);
+    let words = Words::new(results, &grid, &losses, &maps, &gains);
 
     let mut sections = sections(&grid, &looks, &maps, &gains);
     name_apart(&mut sections);
     let mut tables = vec![tables::best(&grid), tables::cells(&grid), tables::warm_up(&grid)];
+    if !losses.sure.is_empty() {
+        tables.push(tables::losses(&grid, &losses.sure));
+    }
     if !maps.is_empty() {
         tables.push(tables::regret(&grid, &maps));
     }
@@ -174,33 +181,29 @@ fn sections(
             plain.len() - SCENES_MAX
         );
     }
-    let mut weights: Vec<_> = maps.iter().filter_map(maps::worst_regret).collect();
+    if !scenes.is_empty() {
+        let silent = "What would say nothing is not drawn: queues where no policy's is above 0.1 requests, reasons where each \
+                      policy has a single one.";
+        let omitted = format!("{silent} {}", scenes.omitted);
+        omitted.trim_end().clone_into(&mut scenes.omitted);
+    }
+    let mut weights = ratios::ratios(grid, maps);
+    weights.extend(maps.iter().filter_map(maps::worst_regret));
     weights.extend(maps::alpha_beta(grid, maps));
     let mut factors = maps::factor_maps(gains);
     factors.extend(maps::factor_lines(gains));
     let fronts = drawn().flat_map(|scene| scene_figures::fronts(grid, looks, scene)).collect();
     let timelines =
-        grid.scenes.iter().flat_map(|scene| scene_figures::timelines(grid, scene)).collect();
+        grid.scenes.iter().filter_map(|scene| scene_figures::timelines(grid, scene)).collect();
+    // What the experiment varies comes first.
     let mut sections = vec![
-        scenes,
-        Section::new(
-            "load",
-            "Latency and goodput over load",
-            "How much load each policy bears before its latency climbs. A failed request misses the SLO.",
-            sweeps::loads(grid, looks),
-        ),
         Section::new(
             "weights",
             "Weights of cache and load",
             "load-cache scores an instance by α times the share of the prompt that it has cached, less β times its relative \
-             load. Only their ratio decides: settings on a line through the origin are one policy.",
+             load. Only their ratio decides: settings on a line through the origin are one policy, but for ties that rounding \
+             breaks.",
             weights,
-        ),
-        Section::new(
-            "fronts",
-            "What a hit rate costs",
-            "A policy may buy hits with an uneven load. On the front, no other policy has both more hits and less of the cost.",
-            fronts,
         ),
         Section::new(
             "staleness",
@@ -221,9 +224,22 @@ fn sections(
             factors,
         ),
         Section::new(
+            "load",
+            "Latency and goodput over load",
+            "How much load each policy bears before its latency climbs. A failed request misses the SLO.",
+            sweeps::loads(grid, looks),
+        ),
+        scenes,
+        Section::new(
+            "fronts",
+            "What a hit rate costs",
+            "A policy may buy hits with an uneven load. On the front, no other policy has both more hits and less of the cost.",
+            fronts,
+        ),
+        Section::new(
             "timelines",
             "Instances over time",
-            "Of the runs whose timeline was kept. The dashed line is the end of the warm-up.",
+            "How queues build up and empty, of the runs whose timeline was kept. Where strips hardly differ, policies do not.",
             timelines,
         ),
     ];

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use super::axis::{Axis, short};
+use super::axis::{Axis, short, time_text, time_unit};
 use super::canvas::{Look, Looks};
 use super::groups::{Grid, GridCell, Quantity, Scene, pareto_front};
 use super::lines::{Labels, Line, Lines, Panel, Point};
 use super::rows::{Marks, Row, Rows};
 use super::scatter::{Dot, Scatter};
-use super::strips::Strips;
+use super::strips::{Sample, Strip, Strips};
 use super::tables::csv_text;
 use super::{Drawn, extent, optional};
 use crate::columns::fixed;
@@ -17,10 +17,17 @@ use crate::{ExperimentRun, quantile};
 
 /// Reasons that are told apart; all others are one.
 const REASONS_MAX: usize = 7;
+/// Share of decisions from which on a reason is the only one.
+const SINGLE_REASON: f64 = 0.995;
 /// Names of points that are shown.
 const NAMES_MAX: usize = 10;
 
-/// All figures that a scene has the data for.
+/// Below so many requests in every queue there is nothing to see.
+const QUEUE_MIN: f64 = 0.1;
+/// Above this change, a factor is read more easily than a percentage.
+const CHANGE_MAX: f64 = 4.0;
+
+/// All figures that a scene has the data for, and that say something.
 pub(super) fn of_scene(grid: &Grid<'_>, looks: &Looks, scene: &Scene<'_>) -> Vec<Drawn> {
     let figures = [
         ttft_distribution(grid, looks, scene),
@@ -52,15 +59,17 @@ fn ttft_distribution(grid: &Grid<'_>, looks: &Looks, scene: &Scene<'_>) -> Optio
         let last = (quantiles.len() - 1) as f64;
         (0..quantiles.len()).map(|nth| nth as f64 / last).collect()
     };
+    let most_ms = curves.iter().filter_map(|(_, quantiles)| quantiles.last().copied());
+    let (unit, per_ms) = time_unit(most_ms.fold(0.0, f64::max));
     let line = |(cell, quantiles): &(&GridCell<'_>, Vec<f64>)| Line {
-        name: cell.cell.policy.clone(),
+        name: cell.name.clone(),
         look: looks.of(&cell.cell.policy),
         points: shares(quantiles)
             .into_iter()
             .zip(quantiles)
             // The slowest percent would stretch the axis.
             .filter(|(share, _)| *share < 0.995)
-            .map(|(share, ms)| Point { x: *ms, y: Some(100.0 * share), interval: None })
+            .map(|(share, ms)| Point { x: per_ms * *ms, y: Some(100.0 * share), interval: None })
             .collect(),
     };
     let lines: Vec<_> = curves.iter().map(line).collect();
@@ -70,14 +79,14 @@ fn ttft_distribution(grid: &Grid<'_>, looks: &Looks, scene: &Scene<'_>) -> Optio
     let mut panel = Panel::new(y, lines);
     panel.labels = Labels::Listed;
     panel.rules.push(95.0);
-    let figure = Lines {
-        title: format!("Distribution of TTFT, {}", scene.name),
-        note: "Further left is faster. Dashed: 95 % of requests; policies are listed by the TTFT at which they reach it, the \
+    let figure = Lines::new(
+        format!("Distribution of TTFT, {}", scene.name),
+        "Further left is faster. Dashed: 95 % of requests; policies are listed by the TTFT at which they reach it, the \
                fastest first. Mean of each quantile over the seeds, up to P99."
             .to_owned(),
-        x: Axis::log_if_wide("TTFT, ms", values),
-        panels: vec![panel],
-    };
+        Axis::log_if_wide(format!("TTFT, {unit}"), values),
+        vec![panel],
+    );
     let rows = curves.iter().flat_map(|(cell, quantiles)| {
         shares(quantiles).into_iter().zip(quantiles).map(|(share, ms)| {
             vec![cell.cell.policy.clone(), fixed(Some(share), 2), ms.to_string()]
@@ -123,22 +132,36 @@ fn relative_ttft(grid: &Grid<'_>, looks: &Looks, scene: &Scene<'_>) -> Option<Dr
     if others.iter().all(|(_, relative)| relative.is_none()) {
         return None;
     }
-    let percent = |(low, high): (f64, f64)| (100.0 * low, 100.0 * high);
-    let values = others
+    let values: Vec<f64> = others
         .iter()
         .filter_map(|(_, relative)| *relative)
         .flat_map(|relative| extent(Some(relative.value), relative.interval))
-        .map(|share| 100.0 * share);
-    let axis = Axis::from_zero("change of P95 TTFT, % (less is better)", values);
+        .collect();
+    // One that collapsed would hide what there is between the others.
+    let is_factor = values.iter().any(|share| *share > CHANGE_MAX);
+    let shown = |share: f64| if is_factor { 1.0 + share } else { 100.0 * share };
+    let both = |(low, high): (f64, f64)| (shown(low), shown(high));
+    let shown_values = values.iter().map(|share| shown(*share));
+    let axis = if is_factor {
+        Axis::log("times the baseline's P95 TTFT (less is better)", shown_values.chain([1.0]))
+    } else {
+        Axis::from_zero("change of P95 TTFT, % (less is better)", shown_values)
+    };
     let row = |(cell, relative): &(&GridCell<'_>, Option<crate::Estimate>)| Row {
-        name: cell.cell.policy.clone(),
+        name: cell.name.clone(),
         look: looks.of(&cell.cell.policy),
         marks: relative.map_or(Marks::Nothing, |relative| {
-            Marks::Dot(100.0 * relative.value, relative.interval.map(percent))
+            Marks::Dot(shown(relative.value), relative.interval.map(both))
         }),
         label: relative.map_or_else(
             || "not measured".to_owned(),
-            |relative| format!("{} %", signed(Some(100.0 * relative.value), 1)),
+            |relative| {
+                if relative.value > CHANGE_MAX {
+                    format!("× {}", short(1.0 + relative.value))
+                } else {
+                    format!("{} %", signed(Some(100.0 * relative.value), 1))
+                }
+            },
         ),
     };
     let label = &baseline.cell.policy;
@@ -149,7 +172,7 @@ fn relative_ttft(grid: &Grid<'_>, looks: &Looks, scene: &Scene<'_>) -> Option<Dr
             .to_owned(),
         axis,
         entries: others.iter().map(row).collect(),
-        reference: Some((0.0, format!("{label}: {} ms", fixed(Some(of_baseline.value), 0)))),
+        reference: Some((shown(0.0), format!("{label}: {}", time_text(of_baseline.value)))),
         parts: Vec::new(),
     };
     let rows = others.iter().map(|(cell, relative)| {
@@ -181,13 +204,18 @@ fn hit_rate(grid: &Grid<'_>, looks: &Looks, scene: &Scene<'_>) -> Option<Drawn> 
         (grid, looks, scene),
         Quantity::HitRate,
         "Hit rate",
-        "Share of prompt tokens found in a prefix cache, with its 95 % interval over seeds; dashed: one cache that never evicts \
-         and serves all instances.",
+        "Share of prompt tokens found in a prefix cache, with its 95 % interval over seeds; dashed: one cache that begins \
+         empty, never evicts and serves all instances.",
         reference.as_ref(),
     )
 }
 
+/// Nothing where hardly any request waits.
 fn queue_depth(grid: &Grid<'_>, looks: &Looks, scene: &Scene<'_>) -> Option<Drawn> {
+    let depths = grid.shown(scene).into_iter().filter_map(|cell| cell.mean(Quantity::QueueDepth));
+    if depths.fold(0.0, f64::max) < QUEUE_MIN {
+        return None;
+    }
     bars(
         (grid, looks, scene),
         Quantity::QueueDepth,
@@ -220,13 +248,16 @@ fn bars(
         _ => "",
     };
     let row = |(cell, estimate): &(&GridCell<'_>, Option<crate::Estimate>)| Row {
-        name: cell.cell.policy.clone(),
+        name: cell.name.clone(),
         look: looks.of(&cell.cell.policy),
         marks: estimate
             .map_or(Marks::Nothing, |estimate| Marks::Bar(estimate.value, estimate.interval)),
         label: estimate.map_or_else(
             || "not measured".to_owned(),
-            |estimate| format!("{}{unit}", fixed(Some(estimate.value), quantity.decimals())),
+            |estimate| match estimate.value {
+                value if value >= 100.0 && unit.is_empty() => short(value),
+                value => format!("{}{unit}", fixed(Some(value), quantity.decimals())),
+            },
         ),
     };
     let figure = Rows {
@@ -268,7 +299,7 @@ fn spread_over_instances(grid: &Grid<'_>, looks: &Looks, scene: &Scene<'_>) -> O
         five.iter().flatten().copied().chain(*imbalance).collect::<Vec<_>>()
     });
     let row = |(cell, five, imbalance): &(&GridCell<'_>, Option<[f64; 5]>, Option<f64>)| Row {
-        name: cell.cell.policy.clone(),
+        name: cell.name.clone(),
         look: looks.of(&cell.cell.policy),
         marks: five.map_or(Marks::Nothing, |five| Marks::Box(five, *imbalance)),
         label: format!("× {}", fixed(*imbalance, 2)),
@@ -278,7 +309,7 @@ fn spread_over_instances(grid: &Grid<'_>, looks: &Looks, scene: &Scene<'_>) -> O
         note: "Box: requests that an instance got, over the mean instance, for all instances and seeds (whiskers: least and \
                most). ×: time-mean requests in flight of the busiest instance over the mean one, mean over seeds."
             .to_owned(),
-        axis: Axis::from_zero("instance / mean instance (1 is even)", values.chain([1.0])),
+        axis: Axis::around("instance / mean instance (1 is even)", values.chain([0.9, 1.1])),
         entries: cells.iter().map(row).collect(),
         reference: Some((1.0, "even".to_owned())),
         parts: Vec::new(),
@@ -334,12 +365,20 @@ fn receipts(grid: &Grid<'_>, looks: &Looks, scene: &Scene<'_>) -> Option<Drawn> 
     for (reason, count) in cells.iter().flat_map(|(_, counts)| counts) {
         *totals.entry(reason).or_default() += count;
     }
-    if totals.is_empty() {
+    // Nothing where each policy has a single reason: it is the policy's name in other words.
+    let is_single = |counts: &BTreeMap<&str, u64>| {
+        let all: u64 = counts.values().sum();
+        let most = counts.values().max().copied().unwrap_or(0);
+        most as f64 >= SINGLE_REASON * all as f64
+    };
+    if cells.iter().all(|(_, counts)| is_single(counts)) {
         return None;
     }
     let mut parts: Vec<&str> = totals.keys().copied().collect();
     parts.sort_by_key(|reason| std::cmp::Reverse(totals[reason]));
-    let others = parts.split_off(parts.len().min(REASONS_MAX));
+    // One alone has its name.
+    let kept = if parts.len() == REASONS_MAX + 1 { parts.len() } else { REASONS_MAX };
+    let others = parts.split_off(parts.len().min(kept));
     let place = |reason: &str| parts.iter().position(|part| *part == reason);
     let row = |(cell, counts): &(&GridCell<'_>, BTreeMap<&str, u64>)| {
         let all: u64 = counts.values().sum();
@@ -349,7 +388,7 @@ fn receipts(grid: &Grid<'_>, looks: &Looks, scene: &Scene<'_>) -> Option<Drawn> 
             *shares.entry(place(reason).unwrap_or(parts.len())).or_default() += share;
         }
         Row {
-            name: cell.cell.policy.clone(),
+            name: cell.name.clone(),
             look: looks.of(&cell.cell.policy),
             marks: if shares.is_empty() {
                 Marks::Nothing
@@ -414,15 +453,18 @@ fn front(grid: &Grid<'_>, looks: &Looks, scene: &Scene<'_>, cost: Quantity) -> O
         return None;
     }
     let points: Vec<_> = cells.iter().map(|(_, at)| *at).collect();
+    let most = points.iter().map(|(_, cost)| *cost).fold(0.0, f64::max);
+    let (unit, factor) =
+        if cost == Quantity::TtftP95 { time_unit(most) } else { (cost.unit(), 1.0) };
     let front = pareto_front(&points);
-    // With many settings only the front and one policy of each kind have names.
+    // With many settings only the front's ends and one policy of each kind have names.
     let named: Vec<&str> = if cells.len() <= NAMES_MAX {
         cells.iter().map(|(cell, _)| cell.cell.policy.as_str()).collect()
     } else {
         let of_kinds = grid.one_of_each_kind(scene);
         let mut named: Vec<_> = of_kinds.iter().map(|cell| cell.cell.policy.as_str()).collect();
-        let step = front.len().div_ceil(4).max(1);
-        named.extend(front.iter().step_by(step).map(|nth| cells[*nth].0.cell.policy.as_str()));
+        let ends = front.first().into_iter().chain(front.last());
+        named.extend(ends.map(|nth| cells[*nth].0.cell.policy.as_str()));
         named
     };
     let dot = |(cell, at): &(&GridCell<'_>, (f64, f64))| {
@@ -430,18 +472,30 @@ fn front(grid: &Grid<'_>, looks: &Looks, scene: &Scene<'_>, cost: Quantity) -> O
         let is_named = named.contains(&label.as_str());
         let interval = |quantity| cell.estimate(quantity).and_then(|estimate| estimate.interval);
         Dot {
-            name: if is_named { short_name(cell) } else { String::new() },
+            name: match is_named {
+                true if cells.len() > NAMES_MAX => short_name(cell),
+                true => cell.name.clone(),
+                false => String::new(),
+            },
             look: Look { dash: 0, ..looks.of(label) },
-            at: *at,
+            at: (at.0, factor * at.1),
             x_interval: if is_named { interval(Quantity::HitRate) } else { None },
-            y_interval: if is_named { interval(cost) } else { None },
+            y_interval: if is_named {
+                interval(cost).map(|(low, high)| (factor * low, factor * high))
+            } else {
+                None
+            },
         }
     };
     let dots: Vec<_> = cells.iter().map(dot).collect();
     let hits: Vec<_> = dots.iter().flat_map(|dot| extent(Some(dot.at.0), dot.x_interval)).collect();
     let costs: Vec<_> =
         dots.iter().flat_map(|dot| extent(Some(dot.at.1), dot.y_interval)).collect();
-    let y_name = format!("{} (less is better)", cost.axis());
+    let y_name = if cost == Quantity::TtftP95 {
+        format!("{}, {unit} (less is better)", cost.name())
+    } else {
+        format!("{} (less is better)", cost.axis())
+    };
     let (least, most) = (
         costs.iter().copied().fold(f64::INFINITY, f64::min),
         costs.iter().copied().fold(0.0, f64::max),
@@ -474,37 +528,50 @@ fn short_name(cell: &GridCell<'_>) -> String {
         Some((alpha, beta)) if cell.cell.policy != cell.kind => {
             format!("α {} β {}", short(alpha), short(beta))
         }
-        _ => cell.cell.policy.clone(),
+        _ => cell.name.clone(),
     }
 }
 
-/// What the instances did, for each run of the scene whose timeline was kept.
-pub(super) fn timelines(grid: &Grid<'_>, scene: &Scene<'_>) -> Vec<Drawn> {
-    let mut drawn = Vec::new();
-    for cell in grid.cells_of(scene) {
-        for run in &cell.runs {
-            let Some(timeline) = &run.timeline else { continue };
-            if timeline.instances.is_empty() {
-                continue;
-            }
-            let title = format!(
-                "Instances over time: {}, {} (seed {})",
-                cell.cell.policy, scene.name, run.result.seed
-            );
-            let strips = Strips::new(title, run.warm_up_s, timeline);
-            let rows = strips.samples().iter().enumerate().flat_map(|(instance, samples)| {
-                samples.at.iter().map(move |[time, running, waiting, usage]| {
-                    let mut row = vec![instance.to_string()];
-                    row.extend([time, running, waiting, usage].map(ToString::to_string));
-                    row
-                })
-            });
-            let names = ["instance", "time_s", "running", "waiting", "kv_cache_usage"];
-            let csv = csv_text(header(&names), rows);
-            let policy = crate::report::slug(&cell.cell.policy);
-            let name = format!("{}-{policy}-seed-{}-timeline", scene.slug, run.result.seed);
-            drawn.push(Drawn { name, svg: strips.to_svg(), csv });
-        }
-    }
-    drawn
+/// What the instances did over time under each policy, of the first seed whose timelines were kept.
+pub(super) fn timelines(grid: &Grid<'_>, scene: &Scene<'_>) -> Option<Drawn> {
+    let is_kept = |run: &&&ExperimentRun| {
+        run.timeline.as_ref().is_some_and(|timeline| !timeline.instances.is_empty())
+    };
+    let cells = grid
+        .shown(scene)
+        .into_iter()
+        .filter_map(|cell| Some((cell, cell.runs.iter().find(is_kept).copied()?)));
+    let cells: Vec<(&GridCell<'_>, &ExperimentRun)> = cells.collect();
+    let (_, first) = cells.first()?;
+    let strip = |(cell, run): &(&GridCell<'_>, &ExperimentRun)| {
+        Some(Strip::new(cell.name.clone(), run.timeline.as_ref()?))
+    };
+    let figure = Strips {
+        title: format!("Instances over time, {} (seed {})", scene.name, first.result.seed),
+        warm_up_s: first.warm_up_s,
+        policies: cells.iter().filter_map(strip).collect(),
+    };
+    let rows = cells.iter().zip(&figure.policies).flat_map(|((cell, run), strip)| {
+        strip.samples.iter().map(|sample| {
+            let mut row = vec![cell.cell.policy.clone(), run.result.seed.to_string()];
+            let Sample { time_s, running, waiting, busiest, usage } = sample;
+            row.push(fixed(Some(*time_s), 2));
+            row.extend([running, waiting, busiest, usage].map(|value| fixed(Some(*value), 3)));
+            row
+        })
+    });
+    let names = [
+        "policy",
+        "seed",
+        "time_s",
+        "running_mean",
+        "waiting_mean",
+        "in_flight_of_busiest_instance",
+        "kv_cache_usage_mean",
+    ];
+    Some(Drawn {
+        name: format!("{}-timeline", scene.slug),
+        svg: figure.to_svg(),
+        csv: csv_text(header(&names), rows),
+    })
 }

@@ -1,129 +1,157 @@
-//! What each instance did over time, one strip for each.
+//! What the instances did over time under each policy, one strip for each.
 
 use super::axis::{Axis, short};
 use super::canvas::{Anchor, CHARACTER, Canvas, GRID, INK, Look, WIDTH};
 use crate::{InstanceTimeline, Timeline};
 
-/// Height of a strip, and of the space to the next.
+/// Height of a strip, and of the line above it that names it.
 const STRIP: f64 = 34.0;
-const GAP: f64 = 7.0;
-/// Left of the strips: the instance's number.
-const LEFT: f64 = 44.0;
+const NAME: f64 = 17.0;
+/// Left of the strips.
+const LEFT: f64 = 10.0;
 /// Steps in time that are drawn; what lies between is averaged.
 const STEPS_MAX: usize = 150;
-/// Instances that are drawn.
-pub(super) const INSTANCES_MAX: usize = 16;
+/// Below this share of the most requests in flight a run counts as served, and the rest of its time is not drawn.
+const SERVED: f64 = 0.02;
+/// Peaks that differ by more than this factor have a scale of square roots.
+const WIDE: f64 = 5.0;
 
 const RUNNING: Look = Look::plain(2);
 const WAITING: Look = Look::plain(5);
-const CACHE: Look = Look::plain(0);
+const BUSIEST: Look = Look::plain(0);
 
-/// The strips of a run.
+/// The strips of a scene, all to one scale.
 pub(super) struct Strips {
     pub(super) title: String,
     pub(super) warm_up_s: f64,
-    samples: Vec<Samples>,
-    instances: usize,
+    pub(super) policies: Vec<Strip>,
 }
 
-/// An instance at some moments.
-pub(super) struct Samples {
-    /// Time, s; requests that run; that wait; share of the cache in use.
-    pub(super) at: Vec<[f64; 4]>,
+/// The instances under one policy.
+pub(super) struct Strip {
+    pub(super) name: String,
+    pub(super) samples: Vec<Sample>,
+}
+
+/// All instances at a moment, each figure a mean over the time since the sample before.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Sample {
+    pub(super) time_s: f64,
+    /// Requests that run, that wait: mean over the instances.
+    pub(super) running: f64,
+    pub(super) waiting: f64,
+    /// Requests that run or wait at the instance that has the most.
+    pub(super) busiest: f64,
+    /// Share of the KV cache in use, mean over the instances.
+    pub(super) usage: f64,
+}
+
+impl Strip {
+    pub(super) fn new(name: String, timeline: &Timeline) -> Self {
+        let lengths = timeline.instances.iter().map(|instance| {
+            let InstanceTimeline { waiting, running, kv_cache_usage } = instance;
+            waiting.len().min(running.len()).min(kv_cache_usage.len())
+        });
+        let count = lengths.min().unwrap_or(0);
+        let each = count.div_ceil(STEPS_MAX).max(1);
+        let instances = timeline.instances.len() as f64;
+        let sample = |from: usize| {
+            let to = (from + each).min(count);
+            let steps = (to - from) as f64;
+            let mut sample = Sample {
+                // The first sample is at one step.
+                time_s: timeline.step_s * (f64::midpoint(from as f64, (to - 1) as f64) + 1.0),
+                running: 0.0,
+                waiting: 0.0,
+                busiest: 0.0,
+                usage: 0.0,
+            };
+            for instance in &timeline.instances {
+                let mean = |of: &[u32]| of.iter().map(|n| f64::from(*n)).sum::<f64>() / steps;
+                let (running, waiting) =
+                    (mean(&instance.running[from..to]), mean(&instance.waiting[from..to]));
+                sample.running += running / instances;
+                sample.waiting += waiting / instances;
+                sample.busiest = sample.busiest.max(running + waiting);
+                let usage: f64 = instance.kv_cache_usage[from..to].iter().sum();
+                sample.usage += usage / steps / instances;
+            }
+            sample
+        };
+        Self { name, samples: (0..count).step_by(each).map(sample).collect() }
+    }
+}
+
+impl Strip {
+    /// The most requests of an instance at a time.
+    fn peak(&self) -> f64 {
+        self.samples.iter().map(|sample| sample.busiest).fold(0.0, f64::max)
+    }
 }
 
 impl Strips {
-    pub(super) fn new(title: String, warm_up_s: f64, timeline: &Timeline) -> Self {
-        let samples = timeline.instances.iter().take(INSTANCES_MAX);
-        let samples = samples.map(|instance| Samples::new(timeline.step_s, instance)).collect();
-        Self { title, warm_up_s, samples, instances: timeline.instances.len() }
-    }
-
-    pub(super) fn samples(&self) -> &[Samples] {
-        &self.samples
-    }
-
     pub(super) fn to_svg(&self) -> String {
         let mut canvas = Canvas::new(&self.title);
-        canvas.note(
-            "One strip per instance: requests that run (light) and, on top of them, that wait (dark); line: KV cache in \
-             use, from 0 to 100 % of the strip's height.",
-        );
-        if self.instances > self.samples.len() {
-            canvas.note(&format!(
-                "The first {} of {} instances.",
-                self.samples.len(),
-                self.instances
-            ));
-        }
-        let all = || self.samples.iter().flat_map(|samples| &samples.at);
-        let most = all().map(|[_, running, waiting, _]| running + waiting).fold(0.0, f64::max);
-        let x = Axis::from_zero("time, s", all().map(|[time, ..]| *time));
-        let right = WIDTH - 8.0;
+        let all = || self.policies.iter().flat_map(|strip| &strip.samples);
+        let most = all().map(|sample| sample.busiest).fold(1.0, f64::max);
+        let peaks = self.policies.iter().map(Strip::peak);
+        // Beside one that collapsed, the others would be flat.
+        let is_wide = peaks.fold(f64::INFINITY, f64::min) < most / WIDE;
+        let scale =
+            if is_wide { ", of square roots, so that few are seen beside many" } else { "" };
+        canvas.note(&format!(
+            "Requests of an instance, mean over the instances: running (light) and, on top of them, waiting (dark). Line: the \
+             busiest instance. All strips have the same scale{scale}. Dashed: the end of the warm-up.",
+        ));
+        let busy = all().filter(|sample| sample.busiest >= SERVED * most);
+        let end = busy.map(|sample| sample.time_s).fold(0.0, f64::max);
+        let x = Axis::from_zero("time, s", [end]);
+        let right = WIDTH - 10.0;
         let place = |time: f64| LEFT + (right - LEFT) * x.at(time);
-        canvas.height += 14.0;
-        canvas.text(
-            2.0,
-            canvas.height - 2.0,
-            Anchor::Start,
-            &format!("instance; full height of a strip: {} requests", short(most.max(1.0))),
-        );
-        let top = canvas.height + 4.0;
-        let bottom = top + (STRIP + GAP) * self.samples.len() as f64 - GAP;
+        let top = canvas.height;
+        let bottom = top + (NAME + STRIP) * self.policies.len() as f64;
         for (value, label) in &x.ticks {
             canvas.rule(GRID, (place(*value), top), (place(*value), bottom));
-            let x = place(*value).min(WIDTH - 4.0 - CHARACTER * label.chars().count() as f64 / 2.0);
+            let half = CHARACTER * label.chars().count() as f64 / 2.0;
+            let x = place(*value).clamp(half + 1.0, WIDTH - half - 1.0);
             canvas.text(x, bottom + 14.0, Anchor::Middle, label);
         }
-        for (nth, samples) in self.samples.iter().enumerate() {
-            let foot = top + (STRIP + GAP) * nth as f64 + STRIP;
-            let height = |requests: f64| foot - STRIP * requests / most.max(1.0);
+        for (nth, strip) in self.policies.iter().enumerate() {
+            let foot = top + (NAME + STRIP) * (nth as f64 + 1.0);
+            let height = |requests: f64| {
+                let share = requests / most;
+                foot - STRIP * if is_wide { share.sqrt() } else { share }
+            };
             canvas.rule(GRID, (LEFT, foot), (right, foot));
-            canvas.text(LEFT - 8.0, foot - STRIP / 2.0 + 4.0, Anchor::End, &nth.to_string());
-            let Some([last, ..]) = samples.at.last() else { continue };
-            let outline = |of: &dyn Fn(&[f64; 4]) -> f64| -> Vec<(f64, f64)> {
-                let above = samples.at.iter().map(|at| (place(at[0]), height(of(at))));
-                [(place(samples.at[0][0]), foot)]
+            let name = crate::columns::shortened(&strip.name, 30);
+            let name = format!("{name}: at most {} on an instance", short(strip.peak().round()));
+            canvas.text(LEFT, foot - STRIP - 4.0, Anchor::Start, &name);
+            let samples = || strip.samples.iter().filter(|sample| sample.time_s <= end);
+            let (Some(first), Some(last)) = (samples().next(), samples().next_back()) else {
+                continue;
+            };
+            let outline = |of: &dyn Fn(&Sample) -> f64| -> Vec<(f64, f64)> {
+                let above = samples().map(|sample| (place(sample.time_s), height(of(sample))));
+                [(place(first.time_s), foot)]
                     .into_iter()
                     .chain(above)
-                    .chain([(place(*last), foot)])
+                    .chain([(place(last.time_s), foot)])
                     .collect()
             };
-            if samples.at.iter().any(|[_, _, waiting, _]| *waiting > 0.0) {
-                canvas.area(WAITING, 0.85, &outline(&|[_, running, waiting, _]| running + waiting));
+            if samples().any(|sample| sample.waiting > 0.0) {
+                canvas.area(WAITING, 0.85, &outline(&|sample| sample.running + sample.waiting));
             }
-            canvas.area(RUNNING, 1.0, &outline(&|[_, running, ..]| *running));
-            let usage =
-                samples.at.iter().map(|[time, _, _, usage]| (place(*time), foot - STRIP * usage));
-            let usage: Vec<_> = usage.collect();
-            canvas.thin_path(CACHE, &usage);
-        }
-        if self.warm_up_s > 0.0 {
-            let at = place(self.warm_up_s);
-            canvas.rule(INK, (at, top - 4.0), (at, bottom));
+            canvas.area(RUNNING, 1.0, &outline(&|sample| sample.running));
+            let busiest: Vec<_> =
+                samples().map(|sample| (place(sample.time_s), height(sample.busiest))).collect();
+            canvas.thin_path(BUSIEST, &busiest);
+            if self.warm_up_s > 0.0 {
+                let at = place(self.warm_up_s);
+                canvas.rule(INK, (at, foot - STRIP), (at, foot));
+            }
         }
         canvas.text(f64::midpoint(LEFT, right), bottom + 30.0, Anchor::Middle, &x.name);
         canvas.height = bottom + 38.0;
         canvas.into_svg()
-    }
-}
-
-impl Samples {
-    fn new(step_s: f64, instance: &InstanceTimeline) -> Self {
-        let InstanceTimeline { waiting, running, kv_cache_usage } = instance;
-        let count = waiting.len().min(running.len()).min(kv_cache_usage.len());
-        let each = count.div_ceil(STEPS_MAX).max(1);
-        let at = (0..count).step_by(each).map(|from| {
-            let to = (from + each).min(count);
-            let mean = |sum: f64| sum / (to - from) as f64;
-            [
-                // The first sample is at one step.
-                step_s * (f64::midpoint(from as f64, (to - 1) as f64) + 1.0),
-                mean(running[from..to].iter().map(|n| f64::from(*n)).sum()),
-                mean(waiting[from..to].iter().map(|n| f64::from(*n)).sum()),
-                mean(kv_cache_usage[from..to].iter().sum()),
-            ]
-        });
-        Self { at: at.collect() }
     }
 }

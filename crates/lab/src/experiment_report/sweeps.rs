@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use super::axis::Axis;
+use super::axis::{Axis, short, time_unit};
 use super::canvas::Looks;
 use super::groups::{Grid, GridCell, Quantity, Scene, SceneKey, load_text};
-use super::lines::{Line, Lines, Panel, Point};
+use super::lines::{Line, Lines, Panel, Point, Upright};
 use super::tables::csv_text;
 use super::{Drawn, optional};
+use crate::Condition;
 use crate::report::slug;
 
 /// Lines of a panel whose names can stand beside it.
@@ -45,6 +46,7 @@ fn of_loads(grid: &Grid<'_>, looks: &Looks, scenes: &[&Scene<'_>]) -> Option<Dra
             name: format!("load-{}", slug(&what)),
             key,
             x,
+            reference: None,
             panels: &[Quantity::TtftP95, Quantity::Goodput],
         },
     ))
@@ -76,16 +78,15 @@ fn of_sweep(grid: &Grid<'_>, looks: &Looks, scenes: &[&Scene<'_>]) -> Option<Dra
     let condition = &scenes[0].cell.condition;
     let unit =
         if condition.unit.is_empty() { String::new() } else { format!(", {}", condition.unit) };
+    let reference = grid.reference(scenes)?;
     let places = Places::new(scenes);
     let x_of = |scene: &Scene<'_>| Some(places.at(scene.cell.condition.value));
     let points = in_order(scenes, &x_of);
     if points.len() < 2 {
         return None;
     }
-    let ticks: Vec<_> = points
-        .iter()
-        .map(|(x, scene)| (*x, tick_label(&scene.cell.condition.label, &condition.unit)))
-        .collect();
+    let ticks: Vec<_> =
+        points.iter().map(|(x, scene)| (*x, tick_label(&scene.cell.condition))).collect();
     let values = points.iter().map(|(x, _)| *x);
     let name = format!("{}{unit}", condition.sweep);
     let x = match places {
@@ -99,20 +100,25 @@ fn of_sweep(grid: &Grid<'_>, looks: &Looks, scenes: &[&Scene<'_>]) -> Option<Dra
         &points,
         Sweep {
             title: format!("P95 TTFT and hit rate over {}, {what}", condition.sweep),
-            note: "Mean over seeds with 95 % intervals. A flat line bears it; where it rises, the signal comes too late or too seldom."
-                .to_owned(),
+            note: format!(
+                "Mean over seeds with 95 % intervals. A flat line bears it. Dashed: {}, with which the others are compared.",
+                reference.cell.condition.label
+            ),
             name: format!("sweep-{}-{}", slug(&condition.sweep), slug(&what)),
             key: "value",
             x: x.with_ticks(ticks),
+            reference: Some(Upright {
+                at: places.at(reference.cell.condition.value),
+                name: format!("reference: {}", reference.cell.condition.label),
+            }),
             panels: &[Quantity::TtftP95, Quantity::HitRate],
         },
     ))
 }
 
-/// `500 ms` on an axis in ms is `500`.
-fn tick_label(label: &str, unit: &str) -> String {
-    let bare = label.strip_suffix(unit).map(str::trim_end).filter(|bare| !bare.is_empty());
-    bare.unwrap_or(label).to_owned()
+/// `500ms` on an axis in s is `0.5`; what is no number has its label.
+fn tick_label(condition: &Condition) -> String {
+    condition.value.map_or_else(|| condition.label.clone(), short)
 }
 
 /// Where values of a sweep stand. Zero and none have no logarithm: they stand a step before and after the others.
@@ -179,6 +185,7 @@ fn of_sizes(grid: &Grid<'_>, looks: &Looks, scenes: &[&Scene<'_>]) -> Option<Dra
             name: format!("scaling-{}", slug(&what)),
             key: "instances",
             x: x.named("instances (log scale)"),
+            reference: None,
             panels: &[Quantity::TtftP95, Quantity::HitRate, Quantity::Imbalance],
         },
     ))
@@ -204,6 +211,8 @@ struct Sweep<'s> {
     /// Column of CSV.
     key: &'static str,
     x: Axis,
+    /// Value that the others are compared with.
+    reference: Option<Upright>,
     panels: &'s [Quantity],
 }
 
@@ -220,6 +229,7 @@ fn over(
     let mut panels = Vec::new();
     for quantity in sweep.panels {
         let mut lines = Vec::new();
+        let mut most_ms = 0.0;
         for label in &labels {
             let point = |(x, scene): &(f64, &Scene<'_>)| {
                 let cell: Option<&GridCell<'_>> =
@@ -231,8 +241,9 @@ fn over(
                     interval: estimate.and_then(|estimate| estimate.interval),
                 }
             };
+            let named = points.iter().find_map(|(_, scene)| cell_of(scene, label));
             let line = Line {
-                name: (*label).to_owned(),
+                name: named.map_or_else(String::new, |index| grid.cells[index].name.clone()),
                 look: looks.of(label),
                 points: points.iter().map(point).collect(),
             };
@@ -249,7 +260,18 @@ fn over(
                 row.extend([point.y, low, high].map(optional));
                 rows.push(row);
             }
+            if *quantity == Quantity::TtftP95 {
+                most_ms = line.extent().fold(most_ms, f64::max);
+            }
             lines.push(line);
+        }
+        let mut axis_name = quantity.axis();
+        if *quantity == Quantity::TtftP95 {
+            let (unit, per_ms) = time_unit(most_ms);
+            for point in lines.iter_mut().flat_map(|line| &mut line.points) {
+                *point = point.times(per_ms);
+            }
+            axis_name = format!("{}, {unit}", quantity.name());
         }
         let values: Vec<f64> = lines.iter().flat_map(Line::extent).collect();
         if values.is_empty() {
@@ -258,16 +280,17 @@ fn over(
         let least = values.iter().copied().fold(f64::INFINITY, f64::min);
         let most = values.iter().copied().fold(0.0, f64::max);
         let y = match quantity {
-            Quantity::TtftP95 if least > 0.0 && most > 8.0 * least => {
-                Axis::log(quantity.axis(), values)
-            }
-            Quantity::Imbalance => Axis::around(quantity.axis(), values.into_iter().chain([1.0])),
-            _ => Axis::from_zero(quantity.axis(), values),
+            Quantity::TtftP95 if least > 0.0 && most > 8.0 * least => Axis::log(axis_name, values),
+            Quantity::Imbalance if most > 20.0 => Axis::log(axis_name, values),
+            Quantity::Imbalance => Axis::around(axis_name, values.into_iter().chain([1.0, 1.1])),
+            _ => Axis::from_zero(axis_name, values),
         };
         panels.push(Panel::new(y, lines));
     }
-    let Sweep { title, note, name, key, x, .. } = sweep;
-    let figure = Lines { title, note, x, panels };
+    let Sweep { title, note, name, key, x, reference, .. } = sweep;
+    let mut figure = Lines::new(title, note, x, panels);
+    figure.uprights.extend(reference);
+    figure.is_dodged = true;
     let names = ["policy", key, "figure", "mean", "low", "high"];
     Drawn {
         name,

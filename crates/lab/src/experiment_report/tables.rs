@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use super::ReportTable;
 use super::groups::{Grid, GridCell, Quantity, is_near, load_text};
+use super::losses::Loss;
 use super::maps::AlphaBeta;
 use crate::columns::{finite, fixed};
 use crate::report::{escaped, signed};
@@ -394,6 +395,31 @@ pub(super) fn best(grid: &Grid<'_>) -> Table {
         row
     });
     Table { name: "best", columns, rows: rows.collect() }
+}
+
+/// Where knowing the caches does harm.
+pub(super) fn losses(grid: &Grid<'_>, losses: &[Loss]) -> Table {
+    let mut columns = place_headings();
+    columns.extend([
+        Heading::text("policy"),
+        Heading::new("P95 TTFT, ms", "ttft_p95_ms", Kind::Number),
+        Heading::text("against"),
+        Heading::new("above it, %", "above_percent", Kind::Estimate),
+    ]);
+    let rows = losses.iter().map(|loss| {
+        let cell = &grid.cells[loss.cell];
+        let mut row = place_data(cell.cell);
+        row.push(Datum::Text(cell.cell.policy.clone()));
+        row.push(Datum::number(cell.mean(Quantity::TtftP95), 0));
+        row.push(Datum::Text(loss.against.to_owned()));
+        row.push(Datum::change(Some(Estimate {
+            value: loss.share,
+            interval: Some(loss.interval),
+            seeds: cell.runs.len(),
+        })));
+        row
+    });
+    Table { name: "losses", columns, rows: rows.collect() }
 }
 
 /// What the baseline bears.

@@ -62,6 +62,7 @@ fn results(runs: Vec<ExperimentRun>) -> ExperimentResults {
             question: "Is it right?".to_owned(),
             baseline: "round-robin".to_owned(),
             warm_up: "10 s.".to_owned(),
+            references: BTreeMap::new(),
         },
         capacities: Vec::new(),
         runs,
@@ -208,7 +209,104 @@ fn regret_is_relative_to_the_best_setting_of_each_scene() {
         assert!(names.contains(&name), "{names:?}");
     }
     let map = report.figures.iter().find(|figure| figure.name == "alpha-beta-chat").unwrap();
-    assert!(map.svg.contains(">★500</text>") && map.svg.contains(">519</text>"), "{}", map.svg);
+    assert!(
+        map.svg.contains(">★</text>")
+            && map.svg.contains(">500</text>")
+            && map.svg.contains(">519</text>"),
+        "{}",
+        map.svg
+    );
+}
+
+#[test]
+fn a_ratio_of_the_weights_is_one_point_and_a_collapse_a_region() {
+    let weights = |alpha: f64, beta: f64| format!("load-cache:alpha={alpha},beta={beta}");
+    let mut runs = Vec::new();
+    for (policy, p95) in [("round-robin", 980.0), ("jsq", 880.0)] {
+        runs.extend(seeds(policy, "chat", [p95, 0.2, 1.0]));
+    }
+    // Where the cache weighs more, it is a collapse.
+    for ((alpha, beta), p95) in [
+        ((0.0, 0.5), 880.0),
+        ((0.0, 1.0), 880.0),
+        ((0.5, 1.0), 480.0),
+        ((0.5, 0.5), 580.0),
+        ((1.0, 1.0), 600.0),
+        ((1.0, 0.5), 499_980.0),
+        ((0.5, 0.0), 499_980.0),
+        ((1.0, 0.0), 499_980.0),
+    ] {
+        runs.extend(seeds(&weights(alpha, beta), "chat", [p95, 0.5, 1.1]));
+    }
+    let report = experiment_report(&results(runs));
+    let figure = report.figures.iter().find(|figure| figure.name == "alpha-beta-ratio").unwrap();
+    let rows = records(&figure.csv);
+    let points: Vec<_> = rows
+        .iter()
+        .map(|row| (row["alpha_over_beta"].as_str(), row["settings"].as_str()))
+        .collect();
+    assert_eq!(points, [("0", "2"), ("0.5", "1"), ("1", "2"), ("2", "1"), ("inf", "2")]);
+    // (600 + 620) / 2 against 500 ms, and 500 s.
+    assert!(close(rows[2]["regret_percent"].parse().unwrap(), 22.0), "{rows:?}");
+    assert!(close(rows[4]["regret_percent"].parse().unwrap(), 99_900.0));
+    for text in [">∞</text>", ">α = β</text>", ">+5 %</text>", ">× 1000</text>", ">chat</text>"]
+    {
+        assert!(figure.svg.contains(text), "{text}: {}", figure.svg);
+    }
+    let map = report.figures.iter().find(|figure| figure.name == "alpha-beta-chat").unwrap();
+    assert!(map.svg.contains(">500s</text>") && map.svg.contains(">620</text>"), "{}", map.svg);
+    let said = "chat 3 of 8 (every one with α > β). The worst is load-cache:alpha=1,beta=0.5 on chat, 556 times that of jsq \
+                (95 % interval: ";
+    assert!(report.summary.contains(said), "{}", report.summary);
+    assert!(!report.summary.contains("No cache-aware policy"), "{}", report.summary);
+    let losses = records(&table(&report, "losses").csv);
+    assert_eq!(losses.len(), 3);
+    assert!(losses.iter().all(|row| row["against"] == "jsq"), "{losses:?}");
+}
+
+#[test]
+fn no_harm_is_claimed_only_where_all_settings_were_seen_to_do_none() {
+    let none = "No cache-aware policy, under any of its settings";
+    let with = |policy: &str, p95: f64| {
+        let mut runs = seeds("round-robin", "chat", [980.0, 0.2, 1.0]);
+        runs.extend(seeds("load-cache", "chat", [480.0, 0.5, 1.1]));
+        runs.extend(seeds(policy, "chat", [p95, 0.5, 1.1]));
+        experiment_report(&results(runs)).summary
+    };
+    let fine = with("load-cache:alpha=1", 780.0);
+    assert!(fine.contains(none), "{fine}");
+    // The default is fine, another setting is not.
+    let harmful = with("load-cache:alpha=1", 1180.0);
+    assert!(!harmful.contains(none), "{harmful}");
+    assert!(harmful.contains("load-cache: settings whose P95 TTFT is surely above"), "{harmful}");
+}
+
+#[test]
+fn a_workload_of_many_scenes_has_one_sentence() {
+    let mut runs = Vec::new();
+    for instances in [2, 4] {
+        for (share, session_ms, cache_ms) in
+            [(0.5, 480.0, 580.0), (0.7, 480.0, 580.0), (0.9, 780.0, 680.0), (1.2, 980.0, 955.0)]
+        {
+            let ms = |of: f64| of + f64::from(instances);
+            for (policy, p95) in [
+                ("round-robin", ms(1000.0)),
+                ("session-affinity", ms(session_ms)),
+                ("load-cache", ms(cache_ms)),
+            ] {
+                let mut of_load = seeds(policy, "chat", [p95, 0.5, 1.1]);
+                for run in &mut of_load {
+                    run.cell.instances = instances;
+                    run.cell.load.of_capacity = Some(share);
+                    if share > 1.0 {
+                        run.steady_from_s = None;
+                    }
+                }
+                runs.extend(of_load);
+            }
+        }
+    }
+    insta::assert_snapshot!(experiment_report(&results(runs)).summary);
 }
 
 #[test]
@@ -248,6 +346,7 @@ fn small_effects_failures_and_few_seeds_are_warned_of() {
         "4 of 4 cells have fewer than 5 seeds",
         "7 of 7200 requests failed",
         "2 of 12 runs were not seen to be steady",
+        "They are chat at 70 % of capacity 2 of 12.",
         "whose interval includes 0: jsq on chat.",
     ] {
         assert!(summary.contains(sentence), "{sentence}: {summary}");
@@ -276,8 +375,10 @@ fn a_sweep_says_how_stale_a_signal_may_be() {
             runs.extend(of_value);
         }
     }
-    let report = experiment_report(&results(runs));
-    let said = "index refresh, chat: P95 TTFT stays within 5 % of that at 0 s: round-robin at every value, load-cache up to 1 s.";
+    let mut made = results(runs);
+    let report = experiment_report(&made);
+    let said = "index refresh: P95 TTFT stays within 5 % of that at 0 s: round-robin at every value; load-cache up to 1 s on chat. \
+                The worst is load-cache at 60 s on chat: 24.0 % more (95 % interval: ";
     assert!(report.summary.contains(said), "{}", report.summary);
     let sweep =
         report.figures.iter().find(|figure| figure.name == "sweep-index-refresh-chat").unwrap();
@@ -289,6 +390,13 @@ fn a_sweep_says_how_stale_a_signal_may_be() {
     let rows = records(&sweep.csv);
     assert_eq!(rows.len(), 16);
     assert!(rows.iter().any(|row| row["value"] == "never" && row["mean"] == "510"), "{rows:?}");
+    // Against another value, and to both sides of it.
+    made.about.references.insert("index refresh".to_owned(), "1 s".to_owned());
+    let report = experiment_report(&made);
+    let said = "P95 TTFT stays within 5 % of that at 1 s: round-robin at every value; load-cache up to 1 s on chat.";
+    assert!(report.summary.contains(said), "{}", report.summary);
+    let sweep = &report.figures[0];
+    assert!(sweep.svg.contains(">reference: 1 s</text>"), "{}", sweep.svg);
 }
 
 #[test]

@@ -1,7 +1,13 @@
 //! What the numbers say, in sentences.
 
-use super::groups::{Grid, GridCell, Quantity, Scene, is_near};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+
+use super::axis::{short, time_text};
+use super::groups::{Grid, GridCell, Quantity, Scene, SceneKey, load_text};
+use super::losses::{Losses, of_kinds};
 use super::maps::{AlphaBeta, Gain};
+use super::sweep_words;
 use super::sweeps;
 use super::tables::is_steady;
 use crate::columns::fixed;
@@ -10,12 +16,14 @@ use crate::{Estimate, ExperimentResults};
 
 /// Seeds that an interval should stand on.
 const SEEDS_MIN: usize = 5;
-/// Sentences of one sort that are written out.
-const SENTENCES_MAX: usize = 24;
+/// Sentences of one sort that are written out: a reader has a dozen in all.
+const SENTENCES_MAX: usize = 8;
 
 /// Sentences under headings; not escaped.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Words {
+    /// What all scenes have in common; empty for nothing.
+    pub(super) common: String,
     /// What was found.
     pub(super) findings: Vec<String>,
     /// What to be careful with.
@@ -26,27 +34,27 @@ impl Words {
     pub(super) fn new(
         results: &ExperimentResults,
         grid: &Grid<'_>,
+        losses: &Losses,
         maps: &[AlphaBeta],
         gains: &[Gain<'_>],
     ) -> Self {
         if grid.cells.is_empty() {
-            return Self { findings: vec!["There are no runs.".to_owned()], warnings: Vec::new() };
+            return Self { findings: vec!["There are no runs.".to_owned()], ..Self::default() };
         }
-        let mut findings = Vec::new();
         let plain: Vec<&Scene<'_>> = plain_scenes(grid);
-        findings
-            .extend(capped(plain.iter().map(|scene| best(grid, scene)).collect(), "tables/best"));
-        findings.extend(losses(grid, &plain));
-        findings.extend(maps.iter().flat_map(robust_region));
-        findings.extend(capped(staleness(grid), "tables/cells"));
+        let mut findings = capped(bests(grid, &plain), "tables/best");
+        findings.extend(capped(harm(grid, losses), "tables/losses"));
+        findings.extend(maps.iter().flat_map(|map| robust_region(grid, map)));
+        findings.extend(capped(sweep_words::staleness(grid), "tables/cells"));
         findings.extend(factors(grid, gains));
-        Self { findings, warnings: warnings(results, grid, &plain) }
+        Self { common: common(grid), findings, warnings: warnings(results, grid, &plain) }
     }
 
     /// For a terminal.
     pub(super) fn plain(&self, title: &str, question: &str) -> String {
         let mut lines = vec![title.to_owned()];
-        lines.extend((!question.is_empty()).then(|| question.to_owned()));
+        let opening = [question, &self.common].into_iter().filter(|text| !text.is_empty());
+        lines.extend(opening.map(str::to_owned));
         lines.push(String::new());
         lines.extend(self.findings.iter().map(|sentence| format!("- {sentence}")));
         if !self.warnings.is_empty() {
@@ -57,6 +65,37 @@ impl Words {
     }
 }
 
+/// What is the same in all scenes, and so not in their names.
+fn common(grid: &Grid<'_>) -> String {
+    let loads: BTreeSet<_> = grid.scenes.iter().map(|scene| load_text(&scene.cell.load)).collect();
+    let sizes: BTreeSet<u32> = grid.scenes.iter().map(|scene| scene.cell.instances).collect();
+    let mut parts = Vec::new();
+    if loads.len() == 1 {
+        parts.extend(loads.into_iter().flatten());
+    }
+    if let (1, Some(size)) = (sizes.len(), sizes.first()) {
+        parts.push(format!("{size} instance{}", if *size == 1 { "" } else { "s" }));
+    }
+    let mut sentences = Vec::new();
+    if !parts.is_empty() {
+        sentences.push(format!("Everywhere: {}.", parts.join(", ")));
+    }
+    let short_names: BTreeSet<(&str, &str)> = grid
+        .cells
+        .iter()
+        .map(|cell| (cell.name.as_str(), cell.cell.policy.as_str()))
+        .filter(|(name, label)| name != label)
+        .collect();
+    if (1..=SHORT_NAMES_MAX).contains(&short_names.len()) {
+        let named = short_names.iter().map(|(name, label)| format!("{name} is {label}"));
+        sentences.push(format!("In figures, {}.", named.collect::<Vec<_>>().join(", ")));
+    }
+    sentences.join(" ")
+}
+
+/// Short names of policies that are explained; of more, their weights say it all.
+const SHORT_NAMES_MAX: usize = 3;
+
 /// Scenes that are worth a sentence and figures of their own: not each point of a sweep or of a grid of factors.
 pub(super) fn plain_scenes<'g, 'a>(grid: &'g Grid<'a>) -> Vec<&'g Scene<'a>> {
     let is_plain =
@@ -65,8 +104,18 @@ pub(super) fn plain_scenes<'g, 'a>(grid: &'g Grid<'a>) -> Vec<&'g Scene<'a>> {
     if !plain.is_empty() {
         return plain;
     }
-    // Sweeps alone: where each begins.
-    sweeps::sweeps(grid).into_iter().filter_map(|scenes| scenes.first().copied()).collect()
+    // Sweeps alone: the reference of the first, of each workload; all values of one that has no numbers.
+    let mut seen = BTreeSet::new();
+    let mut scenes = Vec::new();
+    for sweep in sweeps::sweeps(grid) {
+        let Some(reference) = grid.reference(&sweep) else { continue };
+        if sweep.iter().all(|scene| scene.cell.condition.value.is_none()) {
+            scenes.extend(sweep);
+        } else if seen.insert(SceneKey::new(reference.cell).without_condition()) {
+            scenes.push(reference);
+        }
+    }
+    scenes
 }
 
 fn capped(mut sentences: Vec<String>, table: &str) -> Vec<String> {
@@ -79,7 +128,7 @@ fn capped(mut sentences: Vec<String>, table: &str) -> Vec<String> {
 }
 
 /// `35.2 % less (95 % interval 30.1 to 39.9 % less)`, or that there is no difference.
-fn change(relative: Estimate) -> String {
+pub(super) fn change(relative: Estimate) -> String {
     let percent = |share: f64| 100.0 * share;
     let word = if relative.value < 0.0 { "less" } else { "more" };
     let size = |share: f64| fixed(Some(percent(share).abs()), 1);
@@ -109,7 +158,9 @@ fn best(grid: &Grid<'_>, scene: &Scene<'_>) -> String {
         return format!("{name}: no policy has a P95 TTFT over all of its seeds.");
     };
     let label = &best.cell.policy;
-    let ms = |cell: &GridCell<'_>| fixed(cell.mean(Quantity::TtftP95), 0);
+    let ms = |cell: &GridCell<'_>| {
+        cell.mean(Quantity::TtftP95).map_or_else(|| "-".to_owned(), time_text)
+    };
     let against = match grid.baseline_of(scene) {
         None => "there is no baseline to compare with".to_owned(),
         Some(baseline) if std::ptr::eq(baseline, best) => "it is the baseline".to_owned(),
@@ -117,7 +168,7 @@ fn best(grid: &Grid<'_>, scene: &Scene<'_>) -> String {
             let of = &baseline.cell.policy;
             match grid.against_baseline(best).and_then(|compared| compared.relative) {
                 Some(relative) => {
-                    format!("against {of} ({} ms) that is {}", ms(baseline), change(relative))
+                    format!("against {of} ({}) that is {}", ms(baseline), change(relative))
                 }
                 None => format!("{of} has none to compare with"),
             }
@@ -129,56 +180,273 @@ fn best(grid: &Grid<'_>, scene: &Scene<'_>) -> String {
         });
         format!(" Its hit rate is {} %{bound}.", fixed(Some(rate), 1))
     });
-    format!("{name}: {label} has the least P95 TTFT, {} ms; {against}.{hits}", ms(best))
+    format!("{name}: {label} has the least P95 TTFT, {}; {against}.{hits}", ms(best))
 }
 
-/// Where knowing the caches does harm: a sentence for each scene.
-fn losses(grid: &Grid<'_>, scenes: &[&Scene<'_>]) -> Vec<String> {
-    let mut found = Vec::new();
-    let mut is_any_sure = false;
+/// Which policy is best where: a sentence for each workload, the largest gain first.
+fn bests(grid: &Grid<'_>, scenes: &[&Scene<'_>]) -> Vec<String> {
+    let mut workloads: Vec<(&str, Vec<&Scene<'_>>)> = Vec::new();
     for scene in scenes {
-        let cells = grid.one_of_each_kind(scene);
-        let blind = cells.iter().filter(|cell| matches!(cell.kind, "round-robin" | "jsq"));
-        let mut of_scene = Vec::new();
-        for other in blind {
-            for cell in cells.iter().filter(|cell| !cell.is_load_only()) {
-                let compared = cell.against(other, Quantity::TtftP95);
-                let relative = compared.and_then(|compared| compared.relative);
-                let Some((relative, (low, high))) = relative.and_then(|r| Some((r, r.interval?)))
-                else {
-                    continue;
-                };
-                is_any_sure = true;
-                if low > 0.0 {
-                    of_scene.push(format!(
-                        "{} than {} by {} % ({} to {} %)",
-                        cell.cell.policy,
-                        other.cell.policy,
-                        fixed(Some(100.0 * relative.value), 1),
-                        fixed(Some(100.0 * low), 1),
-                        fixed(Some(100.0 * high), 1),
-                    ));
-                }
-            }
-        }
-        if !of_scene.is_empty() {
-            found.push(format!(
-                "{}: higher P95 TTFT although it knows the caches: {}.",
-                scene.name,
-                of_scene.join(", ")
-            ));
+        let workload = scene.cell.workload.as_str();
+        match workloads.iter_mut().find(|(known, _)| *known == workload) {
+            Some((_, of_workload)) => of_workload.push(scene),
+            None => workloads.push((workload, vec![scene])),
         }
     }
-    if found.is_empty() && is_any_sure {
-        return vec![
-            "No cache-aware policy has a P95 TTFT that is surely above that of round-robin or jsq."
-                .to_owned(),
-        ];
-    }
-    capped(found, "tables/cells")
+    let mut found: Vec<(f64, String)> = workloads
+        .into_iter()
+        .map(|(workload, scenes)| {
+            let sentence = match scenes.as_slice() {
+                [scene] => best(grid, scene),
+                _ => bests_of_workload(grid, workload, &scenes),
+            };
+            let changes = scenes.iter().filter_map(|scene| best_against(grid, scene));
+            (changes.map(|relative| relative.value).fold(0.0, f64::min), sentence)
+        })
+        .collect();
+    found.sort_by(|a, b| a.0.total_cmp(&b.0));
+    found.into_iter().map(|(_, sentence)| sentence).collect()
 }
 
-fn robust_region(map: &AlphaBeta) -> Vec<String> {
+/// The best policy of a scene against the baseline; `None` where it is the baseline.
+fn best_against(grid: &Grid<'_>, scene: &Scene<'_>) -> Option<Estimate> {
+    let best = Grid::least(grid.cells_of(scene), Quantity::TtftP95)?;
+    grid.against_baseline(best)?.relative
+}
+
+fn bests_of_workload(grid: &Grid<'_>, workload: &str, scenes: &[&Scene<'_>]) -> String {
+    let label = |scene: &Scene<'_>| {
+        let best = Grid::least(grid.cells_of(scene), Quantity::TtftP95);
+        best.map_or_else(|| "none".to_owned(), |cell| cell.cell.policy.clone())
+    };
+    let labels: BTreeSet<String> = scenes.iter().map(|scene| label(scene)).collect();
+    let of_workload = |scene: &Scene<'_>| {
+        let name = scene.name.strip_prefix(workload).unwrap_or(&scene.name);
+        name.trim_start_matches(", ").to_owned()
+    };
+    let mut text = match labels.first() {
+        Some(one) if labels.len() == 1 => format!(
+            "{workload}: {one} has the least P95 TTFT in {} scenes ({}).",
+            if scenes.len() == 2 { "both".to_owned() } else { format!("all {}", scenes.len()) },
+            span(scenes)
+        ),
+        _ => format!(
+            "{workload}: the policy with the least P95 TTFT is {}.",
+            runs(scenes, &label, &of_workload)
+        ),
+    };
+    let changes = scenes.iter().filter_map(|scene| Some((*scene, best_against(grid, scene)?)));
+    let mut changes: Vec<(&Scene<'_>, Estimate)> = changes.collect();
+    changes.sort_by(|a, b| b.1.value.total_cmp(&a.1.value));
+    if let (Some((least_at, least)), Some((most_at, most))) = (changes.first(), changes.last()) {
+        let baseline = grid.baseline_of(most_at).map_or("", |cell| &cell.cell.policy);
+        let placed = |relative: Estimate, scene: &Scene<'_>| {
+            format!("{}; {})", change(relative).trim_end_matches(')'), of_workload(scene))
+        };
+        let most = placed(*most, most_at);
+        let that = if changes.len() > 1 {
+            format!("from {} to {most}", placed(*least, least_at))
+        } else {
+            most
+        };
+        // Writing to a string cannot fail; so below.
+        let _ = write!(text, " Against {baseline} that is {that}.");
+        let others = scenes.len() - changes.len();
+        if others > 0 {
+            let _ =
+                write!(text, " In {others} of {} scenes it is the baseline itself.", scenes.len());
+        }
+    }
+    text
+}
+
+/// Where each label is, along the loads and numbers of instances.
+fn runs(
+    scenes: &[&Scene<'_>],
+    label: &dyn Fn(&Scene<'_>) -> String,
+    name: &dyn Fn(&Scene<'_>) -> String,
+) -> String {
+    let is_condition = scenes.iter().any(|scene| !scene.cell.condition.sweep.is_empty());
+    let shares = scenes.iter().all(|scene| scene.cell.load.of_capacity.is_some());
+    let load =
+        |scene: &Scene<'_>| match (scene.cell.load.of_capacity, scene.cell.load.requests_per_s) {
+            (Some(share), _) if shares => Some(100.0 * share),
+            (_, rate) => rate,
+        };
+    if is_condition || scenes.iter().any(|scene| load(scene).is_none()) {
+        return listed(scenes, label, name);
+    }
+    let sizes: BTreeSet<u32> = scenes.iter().map(|scene| scene.cell.instances).collect();
+    let loads = |size: u32| {
+        let mut of_size: Vec<_> =
+            scenes.iter().filter(|scene| scene.cell.instances == size).copied().collect();
+        of_size.sort_by(|a, b| load(a).unwrap_or(0.0).total_cmp(&load(b).unwrap_or(0.0)));
+        of_size
+    };
+    let unit = if shares { " % of capacity" } else { " req/s" };
+    // One load for each size: along the sizes.
+    if sizes.iter().all(|size| loads(*size).len() == 1) {
+        let along: Vec<_> = sizes
+            .iter()
+            .flat_map(|size| loads(*size))
+            .map(|scene| (label(scene), scene.cell.instances.to_string()))
+            .collect();
+        return stretches(&along, "with ", " instances");
+    }
+    let mut of_sizes: Vec<(String, Vec<u32>)> = Vec::new();
+    for size in sizes {
+        let along: Vec<_> = loads(size)
+            .into_iter()
+            .map(|scene| (label(scene), short(load(scene).unwrap_or(0.0))))
+            .collect();
+        let text = stretches(&along, "at ", unit);
+        match of_sizes.iter_mut().find(|(known, _)| *known == text) {
+            Some((_, same)) => same.push(size),
+            None => of_sizes.push((text, vec![size])),
+        }
+    }
+    if let [(text, _)] = of_sizes.as_slice() {
+        return text.clone();
+    }
+    let of_size = |(text, sizes): &(String, Vec<u32>)| {
+        let sizes: Vec<_> = sizes.iter().map(u32::to_string).collect();
+        format!("with {} instances {text}", sizes.join(" and "))
+    };
+    of_sizes.iter().map(of_size).collect::<Vec<_>>().join("; ")
+}
+
+/// `jsq at 50 to 70 and 90 %, p2c at 80 %`, of labels along a line.
+fn stretches(along: &[(String, String)], before: &str, after: &str) -> String {
+    let mut of_labels: Vec<(&str, Vec<(&str, &str)>)> = Vec::new();
+    let mut last = None;
+    for (label, value) in along {
+        let place = of_labels.iter().position(|(known, _)| known == label).unwrap_or_else(|| {
+            of_labels.push((label, Vec::new()));
+            of_labels.len() - 1
+        });
+        let stretches = &mut of_labels[place].1;
+        match stretches.last_mut() {
+            Some(stretch) if last == Some(label) => stretch.1 = value,
+            _ => stretches.push((value, value)),
+        }
+        last = Some(label);
+    }
+    let text = |(label, stretches): &(&str, Vec<(&str, &str)>)| {
+        let each = stretches.iter().map(|(from, to)| {
+            if from == to { (*from).to_owned() } else { format!("{from} to {to}") }
+        });
+        format!("{label} {before}{}{after}", each.collect::<Vec<_>>().join(" and "))
+    };
+    of_labels.iter().map(text).collect::<Vec<_>>().join(", ")
+}
+
+/// `jsq in 3 of 4 scenes, p2c in 1 (…)`, where scenes are along no line.
+fn listed(
+    scenes: &[&Scene<'_>],
+    label: &dyn Fn(&Scene<'_>) -> String,
+    name: &dyn Fn(&Scene<'_>) -> String,
+) -> String {
+    const NAMED_MAX: usize = 3;
+    let mut of_labels: Vec<(String, Vec<String>)> = Vec::new();
+    for scene in scenes {
+        let label = label(scene);
+        match of_labels.iter_mut().find(|(known, _)| *known == label) {
+            Some((_, names)) => names.push(name(scene)),
+            None => of_labels.push((label, vec![name(scene)])),
+        }
+    }
+    of_labels.sort_by_key(|(_, names)| std::cmp::Reverse(names.len()));
+    let text = |(label, names): &(String, Vec<String>)| {
+        let named = if names.len() <= NAMED_MAX {
+            format!(" ({})", names.join("; "))
+        } else {
+            String::new()
+        };
+        format!("{label} in {} of {} scenes{named}", names.len(), scenes.len())
+    };
+    of_labels.iter().map(text).collect::<Vec<_>>().join(", ")
+}
+
+/// Loads and numbers of instances of some scenes, from the least to the most.
+fn span(scenes: &[&Scene<'_>]) -> String {
+    let mut parts = Vec::new();
+    let shares: Option<Vec<f64>> =
+        scenes.iter().map(|scene| scene.cell.load.of_capacity.map(|share| 100.0 * share)).collect();
+    let rates: Option<Vec<f64>> =
+        scenes.iter().map(|scene| scene.cell.load.requests_per_s).collect();
+    let ends = |values: &[f64]| {
+        let least = values.iter().copied().fold(f64::INFINITY, f64::min);
+        let most = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        if least < most { format!("{} to {}", short(least), short(most)) } else { short(least) }
+    };
+    if let Some(shares) = shares {
+        parts.push(format!("{} % of capacity", ends(&shares)));
+    } else if let Some(rates) = rates {
+        parts.push(format!("{} req/s", ends(&rates)));
+    }
+    let conditions: BTreeSet<&str> =
+        scenes.iter().map(|scene| scene.cell.condition.label.as_str()).collect();
+    if conditions.len() > 1 {
+        let conditions: Vec<_> = conditions.into_iter().collect();
+        return format!("{} {}", scenes[0].cell.condition.sweep, conditions.join(" and "));
+    }
+    let sizes: Vec<f64> = scenes.iter().map(|scene| f64::from(scene.cell.instances)).collect();
+    parts.push(format!("{} instances", ends(&sizes)));
+    parts.join("; ")
+}
+
+/// Where knowing the caches does harm: a sentence for each kind of policy, the worst first.
+fn harm(grid: &Grid<'_>, found: &Losses) -> Vec<String> {
+    if found.sure.is_empty() {
+        let none = "No cache-aware policy, under any of its settings, has a P95 TTFT that is surely above that of round-robin or \
+                    jsq in any scene.";
+        return if found.is_judged { vec![none.to_owned()] } else { Vec::new() };
+    }
+    of_kinds(grid, &found.sure)
+        .into_iter()
+        .map(|kind| {
+            let worst = kind.worst;
+            let cell = &grid.cells[worst.cell];
+            let scene = &grid.scenes[cell.scene];
+            let (low, high) = worst.interval;
+            let by = if worst.share < 9.0 {
+                let percent = |share: f64| fixed(Some(100.0 * share), 1);
+                format!(
+                    "{} % above {} (95 % interval: {} to {} %)",
+                    percent(worst.share),
+                    worst.against,
+                    percent(low),
+                    percent(high)
+                )
+            } else {
+                let times = |share: f64| short((1.0 + share).round());
+                format!(
+                    "{} times that of {} (95 % interval: {} to {} times)",
+                    times(worst.share),
+                    worst.against,
+                    times(low),
+                    times(high)
+                )
+            };
+            let which = if kind.settings > 1 {
+                format!("{} on {}", cell.cell.policy, scene.name)
+            } else {
+                scene.name.clone()
+            };
+            let head = if kind.settings > 1 {
+                format!(
+                    "{}: settings whose P95 TTFT is surely above that of round-robin or jsq",
+                    kind.kind
+                )
+            } else {
+                format!("{}: P95 TTFT surely above that of round-robin or jsq", kind.kind)
+            };
+            format!("{head}: {}. The worst is {which}, {by}.", kind.places.join("; "))
+        })
+        .collect()
+}
+
+fn robust_region(grid: &Grid<'_>, map: &AlphaBeta) -> Vec<String> {
     const NAMED_MAX: usize = 12;
     let Some((safest, worst)) = map.safest() else {
         return vec!["No setting of α and β was measured in every scene.".to_owned()];
@@ -193,9 +461,10 @@ fn robust_region(map: &AlphaBeta) -> Vec<String> {
         format!("of the best setting in each of {scenes} scenes")
     };
     let least = format!(
-        "The safest is {}, at worst {} % above the best.",
+        "The safest is {}, at worst {} % above the best{}.",
         map.weights(safest),
-        fixed(Some(100.0 * worst), 1)
+        fixed(Some(100.0 * worst), 1),
+        worst_at(grid, map, safest)
     );
     if robust.is_empty() {
         return vec![format!(
@@ -215,73 +484,18 @@ fn robust_region(map: &AlphaBeta) -> Vec<String> {
     )]
 }
 
-/// The largest value of each sweep at which a policy is still as good as at its first.
-fn staleness(grid: &Grid<'_>) -> Vec<String> {
-    let mut sentences = Vec::new();
-    for scenes in sweeps::sweeps(grid) {
-        let mut scenes = scenes;
-        // None is more than any number: `never`.
-        scenes.sort_by(|a, b| {
-            let of = |scene: &Scene<'_>| scene.cell.condition.value.unwrap_or(f64::INFINITY);
-            of(a).total_cmp(&of(b))
-        });
-        let Some(first) = scenes.first().copied() else { continue };
-        if scenes.iter().all(|scene| scene.cell.condition.value.is_none()) {
-            sentences.extend(scenes[1..].iter().map(|scene| against(grid, first, scene)));
-            continue;
+/// Where a setting costs most, if there is more than one place.
+fn worst_at(grid: &Grid<'_>, map: &AlphaBeta, setting: super::maps::Setting) -> String {
+    let shares = map.scenes.iter().zip(&map.regrets);
+    let shares =
+        shares.filter_map(|(scene, of_scene)| Some((*scene, of_scene.get(&setting)?.share)));
+    let most = shares.max_by(|a, b| a.1.total_cmp(&b.1));
+    match most {
+        Some((scene, share)) if map.scenes.len() > 1 && share > 0.0 => {
+            format!(" ({})", grid.scenes[scene].name)
         }
-        let mut borne: Vec<String> = Vec::new();
-        for cell in grid.one_of_each_kind(first) {
-            let Some(reference) = cell.mean(Quantity::TtftP95) else { continue };
-            let label = cell.cell.policy.as_str();
-            let is_borne = |scene: &&&Scene<'_>| {
-                let cell = grid.cells_of(scene).find(|cell| cell.cell.policy == label);
-                let p95 = cell.and_then(|cell| cell.mean(Quantity::TtftP95));
-                p95.is_some_and(|p95| is_near(p95 / reference - 1.0))
-            };
-            let last = scenes.iter().take_while(is_borne).last().copied().unwrap_or(first);
-            let is_all = scenes.last().is_some_and(|scene| std::ptr::eq(*scene, last));
-            borne.push(if is_all {
-                format!("{label} at every value")
-            } else {
-                format!("{label} up to {}", last.cell.condition.label)
-            });
-        }
-        let condition = &first.cell.condition;
-        let of_value = format!(", {} {}", condition.sweep, condition.label);
-        let what = first.name.replacen(&of_value, "", 1);
-        sentences.push(format!(
-            "{}, {what}: P95 TTFT stays within 5 % of that at {}: {}.",
-            condition.sweep,
-            condition.label,
-            borne.join(", ")
-        ));
+        _ => String::new(),
     }
-    sentences
-}
-
-/// Two conditions that are no numbers, side by side.
-fn against(grid: &Grid<'_>, first: &Scene<'_>, other: &Scene<'_>) -> String {
-    let changes = grid.one_of_each_kind(first).into_iter().filter_map(|cell| {
-        let label = cell.cell.policy.as_str();
-        let same = grid.cells_of(other).find(|cell| cell.cell.policy == label)?;
-        let figure = |quantity| Some((cell.mean(quantity)?, same.mean(quantity)?));
-        let ((p95, p95_there), (hits, hits_there)) =
-            (figure(Quantity::TtftP95)?, figure(Quantity::HitRate)?);
-        Some(format!(
-            "{label} {p95:.0} ms and {p95_there:.0} ms ({hits:.1} % and {hits_there:.1} % hits)"
-        ))
-    });
-    let changes: Vec<String> = changes.collect();
-    let condition = &first.cell.condition;
-    format!(
-        "{}, {} {} and {}: P95 TTFT is {}.",
-        first.cell.workload,
-        condition.sweep,
-        condition.label,
-        other.cell.condition.label,
-        changes.join(", ")
-    )
 }
 
 /// Where cache-aware routing gains and where it loses.
@@ -366,8 +580,9 @@ fn warnings(results: &ExperimentResults, grid: &Grid<'_>, plain: &[&Scene<'_>]) 
     if not_steady > 0 {
         warnings.push(format!(
             "{not_steady} of {} runs were not seen to be steady when their warm-up ended: their figures may still move with \
-             the length of the run.",
-            results.runs.len()
+             the length of the run. They are {}.",
+            results.runs.len(),
+            unsteady_places(results)
         ));
     }
     let without = grid.scenes.iter().filter(|scene| scene.baseline.is_none()).count();
@@ -381,27 +596,67 @@ fn warnings(results: &ExperimentResults, grid: &Grid<'_>, plain: &[&Scene<'_>]) 
     warnings
 }
 
-/// Effects that may be chance.
+/// Where runs were not steady: by workload and load, most first; by load alone where there are many workloads.
+fn unsteady_places(results: &ExperimentResults) -> String {
+    const NAMED_MAX: usize = 8;
+    const WORKLOADS_MAX: usize = 8;
+    let workloads: BTreeSet<&str> =
+        results.runs.iter().map(|run| run.cell.workload.as_str()).collect();
+    let mut places: BTreeMap<String, (usize, usize)> = BTreeMap::new();
+    for run in &results.runs {
+        let load = load_text(&run.cell.load);
+        let place = match load {
+            Some(load) if workloads.len() > WORKLOADS_MAX => format!("at {load}"),
+            Some(load) => format!("{} at {load}", run.cell.workload),
+            None => run.cell.workload.clone(),
+        };
+        let count = places.entry(place).or_default();
+        count.0 += usize::from(!is_steady(run));
+        count.1 += 1;
+    }
+    let mut places: Vec<_> =
+        places.into_iter().filter(|(_, (unsteady, _))| *unsteady > 0).collect();
+    places.sort_by_key(|(_, (unsteady, _))| std::cmp::Reverse(*unsteady));
+    let named = places.iter().take(NAMED_MAX);
+    let named: Vec<String> =
+        named.map(|(place, (unsteady, all))| format!("{place} {unsteady} of {all}")).collect();
+    let rest: usize = places.iter().skip(NAMED_MAX).map(|(_, (unsteady, _))| unsteady).sum();
+    let rest = if rest > 0 { format!("; elsewhere {rest}") } else { String::new() };
+    format!("{}{rest}", named.join("; "))
+}
+
+/// Effects that may be chance, by policy.
 fn small_effects(grid: &Grid<'_>, scenes: &[&Scene<'_>]) -> Option<String> {
-    const NAMED_MAX: usize = 6;
-    let mut small = Vec::new();
+    const NAMED_MAX: usize = 2;
+    let mut small: Vec<(&str, Vec<&str>)> = Vec::new();
     for scene in scenes {
         for cell in grid.one_of_each_kind(scene) {
             let Some(compared) = grid.against_baseline(cell) else { continue };
             let is_unsure =
                 compared.difference.interval.is_some() && !compared.difference.is_nonzero();
             if compared.is_within_seed_spread || is_unsure {
-                small.push(format!("{} on {}", cell.cell.policy, scene.name));
+                let label = cell.cell.policy.as_str();
+                match small.iter_mut().find(|(known, _)| *known == label) {
+                    Some((_, names)) => names.push(&scene.name),
+                    None => small.push((label, vec![&scene.name])),
+                }
             }
         }
     }
-    let more = small.len().saturating_sub(NAMED_MAX);
-    let named = small.iter().take(NAMED_MAX).cloned().collect::<Vec<_>>().join("; ");
-    let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+    small.sort_by_key(|(_, names)| std::cmp::Reverse(names.len()));
+    let named = small.iter().map(|(label, names)| {
+        if names.len() <= NAMED_MAX {
+            format!("{label} on {}", names.join(" and "))
+        } else {
+            format!("{label} in {} of {} scenes", names.len(), scenes.len())
+        }
+    });
+    let named: Vec<_> = named.take(SENTENCES_MAX).collect();
     (!small.is_empty()).then(|| {
         format!(
             "Differences of P95 TTFT from the baseline that are smaller than its spread from seed to seed, or whose interval \
-             includes 0: {named}{more}."
+             includes 0: {}.",
+            named.join("; ")
         )
     })
 }
