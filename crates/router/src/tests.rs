@@ -564,7 +564,7 @@ proptest! {
     /// Whatever happens in between, work in flight is released to exactly zero.
     #[test]
     fn in_flight_work_is_released_exactly(
-        policy in prop::sample::select(PolicyConfig::NAMES.to_vec()),
+        policy in prop::sample::select(PolicyConfig::names()),
         ops in prop::collection::vec((0_u32..8, any::<u16>()), 1..300),
         load_refresh in prop::sample::select(vec![Refresh::RealTime, Refresh::EveryS(0.5), Refresh::Never]),
         expiry_s in prop::option::of(Just(0.7)),

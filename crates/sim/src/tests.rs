@@ -122,7 +122,7 @@ const fn constant(value: f64) -> Distribution {
 }
 
 fn policies() -> Vec<PolicyConfig> {
-    PolicyConfig::all().to_vec()
+    PolicyConfig::every()
 }
 
 /// Cached prompt tokens over prompt tokens.
