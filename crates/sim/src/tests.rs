@@ -2,6 +2,7 @@
 
 #![expect(clippy::float_cmp, reason = "results are exact")]
 
+mod arena;
 mod determinism;
 mod devices;
 mod directory;
