@@ -27,7 +27,7 @@ pub(crate) struct ReplayArgs {
     #[arg(value_name = "RECEIPTS")]
     receipts: PathBuf,
 
-    /// Policies to compare with: names with optional parameters, all or arena [default: none, the log is only checked].
+    /// Policies to compare with: names with optional parameters, all or arena (as in `simulate`) [default: none, the log is only checked].
     #[arg(long, value_name = "NAME", num_args = 1..)]
     policy: Vec<String>,
 
