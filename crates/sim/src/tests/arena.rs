@@ -6,14 +6,14 @@ use kvroute_router::DirectorySource;
 
 use super::*;
 
-/// Requests as in the Mooncake traces: every prompt begins with the same block of 512 tokens and goes on with its own, 2,500
-/// tokens in all.
+/// Requests as in the Mooncake traces: every prompt begins with the same block of 512 tokens and goes on with
+/// its own, 2,500 tokens in all.
 fn sharing_one_block(requests: u32, every_ms: u32) -> Workload {
     let line = |n: u32| {
-        let own = (1..5).map(|block| format!(",{}", n * 10 + block)).collect::<String>();
+        let own = [1, 2, 3, 4].map(|block| (n * 10 + block).to_string()).join(",");
         let at_ms = n * every_ms;
         format!(
-            "{{\"timestamp\":{at_ms},\"input_length\":2500,\"output_length\":5,\"hash_ids\":[0{own}]}}\n"
+            "{{\"timestamp\":{at_ms},\"input_length\":2500,\"output_length\":5,\"hash_ids\":[0,{own}]}}\n"
         )
     };
     let text: String = (0..requests).map(line).collect();
@@ -54,8 +54,9 @@ fn the_guard_ends_the_collapse_at_65_in_flight_and_not_before() {
     assert_eq!(shares.values().max(), Some(&65), "{shares:?}");
 }
 
-/// A prefix that one instance holds, and a burst of requests for it, half a second later. If the directory knows by then, they all follow
-/// the one copy. If its news comes a second late, they are misses: spread by load, and each instance computes the prefix anew.
+/// A prefix that one instance holds, and a burst of requests for it, half a second later. If the directory
+/// knows by then, they all follow the one copy. If its news comes a second late, they are misses: spread by
+/// load, and each instance computes the prefix anew.
 #[test]
 fn behind_late_events_a_burst_of_one_new_prefix_spreads_and_in_time_it_herds() {
     let burst = |at_ms: u32| (0..12).map(move |_| (at_ms, 1_100, 5, 1));
