@@ -176,14 +176,22 @@ pub(crate) fn read_profile(name: &str) -> Result<LatencyProfile, Failure> {
     read().with_context(|| format!("cannot read the profile {name}")).map_err(Failure::Usage)
 }
 
-/// `NAME[:KEY=VALUE,…]…`, or `all` for the six policies at their defaults.
+/// The policies that one word stands for.
+pub(crate) fn several(name: &str) -> Option<Vec<PolicyConfig>> {
+    match name {
+        "all" => Some(PolicyConfig::core().to_vec()),
+        "arena" => Some(PolicyConfig::every()),
+        _ => None,
+    }
+}
+
+/// `NAME[:KEY=VALUE,…]…`; at their defaults, `all` is for the six policies, and `arena` for these and the rules of the field.
 pub(crate) fn policies(names: &[String]) -> Result<Vec<PolicyConfig>, Failure> {
     let mut policies = Vec::new();
     for name in names {
-        if name == "all" {
-            policies.extend(PolicyConfig::all());
-        } else {
-            policies.push(name.parse().map_err(Failure::usage)?);
+        match several(name) {
+            Some(several) => policies.extend(several),
+            None => policies.push(name.parse().map_err(Failure::usage)?),
         }
     }
     for (at, policy) in policies.iter().enumerate() {

@@ -115,7 +115,7 @@ async fn demo(args: &DemoArgs) -> Result<(), Failure> {
     );
 
     let mut cells: Vec<(usize, PolicyConfig)> = (0..prepared.len())
-        .flat_map(|workload| PolicyConfig::all().map(|policy| (workload, policy)))
+        .flat_map(|workload| PolicyConfig::core().map(|policy| (workload, policy)))
         .collect();
     // Runs are shuffled, so that a drift of the machine favours no policy.
     cells.sort_by_key(|&(workload, policy)| {
@@ -146,7 +146,7 @@ async fn demo(args: &DemoArgs) -> Result<(), Failure> {
         progress.inc(1);
     }
     progress.finish_and_clear();
-    let order = |policy: &str| PolicyConfig::NAMES.iter().position(|name| *name == policy);
+    let order = |policy: &str| PolicyConfig::core().iter().position(|it| it.name() == policy);
     pairs.sort_by_key(|(workload, pair)| (*workload, order(&pair.live.policy)));
     let pairs: Vec<Pair> = pairs.into_iter().map(|(_, pair)| pair).collect();
     let config = simulated_config(&setting, PolicyConfig::RoundRobin {});

@@ -27,7 +27,7 @@ pub(crate) struct ProfilesArgs {
 
 pub(crate) fn policies(args: &PoliciesArgs) -> Result<(), Failure> {
     let descriptions: Vec<PolicyDescription> =
-        PolicyConfig::all().iter().map(PolicyConfig::describe).collect();
+        PolicyConfig::every().iter().map(PolicyConfig::describe).collect();
     if args.format == Format::Json {
         return Ok(write_json(&descriptions)?);
     }

@@ -31,7 +31,8 @@ pub(crate) struct SimulateArgs {
     #[command(flatten)]
     workload: WorkloadArgs,
 
-    /// Routing policies: names with optional parameters (load-cache:alpha=0.5,beta=0.5), or all.
+    /// Routing policies: names with optional parameters (load-cache:alpha=0.5,beta=0.5); all for the six, arena for
+    /// these and the rules of other projects.
     #[arg(long, value_name = "NAME", num_args = 1.., default_value = "all")]
     policy: Vec<String>,
 

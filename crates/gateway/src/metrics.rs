@@ -22,17 +22,6 @@ use crate::health::EjectionCause;
 type FloatGauge = Gauge<f64, AtomicU64>;
 type Histograms = Family<RouteLabels, Histogram, fn() -> Histogram>;
 
-const REASONS: [Reason; 8] = [
-    Reason::Rotation,
-    Reason::LeastLoaded,
-    Reason::LesserOfTwo,
-    Reason::SessionHome,
-    Reason::PrefixHome,
-    Reason::Fallback,
-    Reason::CacheScore,
-    Reason::LoadScore,
-];
-
 /// How a request that was sent to an instance ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
@@ -150,7 +139,7 @@ pub(crate) struct Metrics {
 /// One instance's metrics under one policy, looked up once and then only counted.
 pub(crate) struct RouteMetrics {
     outcomes: [Counter; 3],
-    reasons: [Counter; REASONS.len()],
+    reasons: [Counter; Reason::ALL.len()],
     /// Predicted, cached and correctly predicted tokens, by what was routed and by what instances tell.
     predictions: [[Counter; 3]; 2],
     pub(crate) ttft: Histogram,
@@ -277,7 +266,7 @@ impl Metrics {
         Arc::new(RouteMetrics {
             predictions: ["history", "events"].map(predictions),
             outcomes: ["answered", "failed", "abandoned"].map(outcome),
-            reasons: REASONS.map(|reason| {
+            reasons: Reason::ALL.map(|reason| {
                 self.decisions
                     .get_or_create_owned(&DecisionLabels { policy, reason: reason.name() })
             }),
@@ -444,7 +433,7 @@ mod tests {
 
     #[test]
     fn reasons_are_indexed_by_their_number() {
-        for (at, reason) in REASONS.into_iter().enumerate() {
+        for (at, reason) in Reason::ALL.into_iter().enumerate() {
             assert_eq!(reason as usize, at);
         }
     }

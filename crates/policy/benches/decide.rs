@@ -1,7 +1,8 @@
 //! Time of one decision, and of one change in the table, by number of candidates.
 //!
 //! `cargo bench -p kvroute-policy`. Inputs are drawn from a fixed seed. The request has keys and 8,192
-//! full blocks (131,072 tokens in blocks of 16); no score is kept.
+//! full blocks (131,072 tokens in blocks of 16); no score is kept. `rule` measures every rule that there is, `-- rule`
+//! alone them.
 
 use divan::{Bencher, black_box};
 use kvroute_policy::{
@@ -34,7 +35,14 @@ fn table(len: usize) -> Vec<Candidate> {
                 kv_cache_usage: 0.5,
                 as_of: Timestamp::ZERO,
             }),
+            // In balance by every rule's measure: the branch that looks at matches is the longer one.
+            in_flight: 30 + below(8, 3 * i + 1),
+            in_flight_uncached_tokens: u64::from(below(65_536, 3 * i)),
+            in_flight_prompt_tokens: 65_536 + u64::from(below(262_144, 3 * i + 1)),
+            in_flight_decoding: below(32, 3 * i + 1),
+            in_flight_decoding_tokens: 65_536,
             matched_blocks: below(8_192, 3 * i + 2),
+            matched_tokens: 16 * below(8_192, 3 * i + 2),
             last_chosen: i + 1,
             ..Candidate::new(InstanceId(id))
         })
@@ -65,7 +73,7 @@ fn policy(spec: &str, candidates: &[Candidate]) -> Box<dyn Policy> {
     policy
 }
 
-/// Decisions over a table that stands still.
+/// Decisions over a table that stands still, 1 ms apart.
 fn choose(bencher: Bencher<'_, '_>, spec: &str, len: usize) {
     let candidates = table(len);
     let mut policy = policy(spec, &candidates);
@@ -74,12 +82,35 @@ fn choose(bencher: Bencher<'_, '_>, spec: &str, len: usize) {
     bencher.bench_local(|| {
         key += 1;
         policy.choose(
-            Timestamp::ZERO,
+            Timestamp::from_nanos(1_000_000 * key),
             &request(black_box(key)),
             black_box(candidates.as_slice()),
             &mut scores,
         )
     });
+}
+
+/// Every rule at its defaults, at 64 and 1,024 instances.
+#[divan::bench(args = rules())]
+fn rule(bencher: Bencher<'_, '_>, rule: &Rule) {
+    choose(bencher, rule.name, rule.len);
+}
+
+/// A rule and a number of instances.
+struct Rule {
+    name: &'static str,
+    len: usize,
+}
+
+impl std::fmt::Display for Rule {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.name, self.len)
+    }
+}
+
+fn rules() -> Vec<Rule> {
+    let names = PolicyConfig::names().into_iter();
+    names.flat_map(|name| [64, 1_024].map(|len| Rule { name, len })).collect()
 }
 
 #[divan::bench(args = CANDIDATES)]

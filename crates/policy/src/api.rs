@@ -52,9 +52,19 @@ pub struct Candidate {
     pub unseen_in_flight: u32,
     /// Prompt tokens of requests in flight there that have shown no first token yet, less those believed cached.
     pub in_flight_uncached_tokens: u64,
+    /// Prompt tokens of all requests in flight there, cached or not: exact, never stale.
+    pub in_flight_prompt_tokens: u64,
+    /// Those of `in_flight` whose first output token this router has seen, so that they are decoding: exact, and
+    /// late by no more than the token's way here.
+    pub in_flight_decoding: u32,
+    /// Prompt tokens of the requests in `in_flight_decoding`.
+    pub in_flight_decoding_tokens: u64,
     /// Leading blocks of this prompt that the cache directory believes the instance holds.
     /// Filled only for policies that ask ([`Needs::index`]), else 0.
     pub matched_blocks: u32,
+    /// Prompt tokens that those blocks spare the instance ([`Needs::index`]): whole blocks, and never the whole prompt,
+    /// as the engine computes the last token in any case (R24).
+    pub matched_tokens: u32,
     /// Whether the directory's latest request with this prefix key went here ([`Needs::index`]).
     pub is_last_for_prefix: bool,
     /// Whether the directory's latest request with this session key went here ([`Needs::index`]).
@@ -73,7 +83,11 @@ impl Candidate {
             in_flight: 0,
             unseen_in_flight: 0,
             in_flight_uncached_tokens: 0,
+            in_flight_prompt_tokens: 0,
+            in_flight_decoding: 0,
+            in_flight_decoding_tokens: 0,
             matched_blocks: 0,
+            matched_tokens: 0,
             is_last_for_prefix: false,
             is_last_for_session: false,
             last_chosen: 0,
@@ -109,7 +123,7 @@ pub enum LoadSignal {
 /// Signals a policy reads; the router skips the work for the rest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
-    /// `matched_blocks`, `is_last_for_prefix`, `is_last_for_session`.
+    /// `matched_blocks`, `matched_tokens`, `is_last_for_prefix`, `is_last_for_session`.
     pub index: bool,
     /// `load`: waiting, running.
     pub load: bool,
@@ -153,7 +167,7 @@ pub enum Reason {
     Rotation,
     /// The least load of all.
     LeastLoaded,
-    /// The lesser load of two drawn at random.
+    /// The lesser load of two, drawn at random or by hash.
     LesserOfTwo,
     /// The session's home by hash.
     SessionHome,
@@ -165,9 +179,33 @@ pub enum Reason {
     CacheScore,
     /// The best score, without any cache affinity.
     LoadScore,
+    /// It is believed to hold the most of the prompt, of those that come into question.
+    LongestMatch,
+    /// Where the prompt's cache or home is was too loaded, so another was taken.
+    Spilled,
+    /// The fleet was out of balance, so load alone decided.
+    Rebalanced,
+    /// The session was there before.
+    Sticky,
 }
 
 impl Reason {
+    /// All reasons.
+    pub const ALL: [Self; 12] = [
+        Self::Rotation,
+        Self::LeastLoaded,
+        Self::LesserOfTwo,
+        Self::SessionHome,
+        Self::PrefixHome,
+        Self::Fallback,
+        Self::CacheScore,
+        Self::LoadScore,
+        Self::LongestMatch,
+        Self::Spilled,
+        Self::Rebalanced,
+        Self::Sticky,
+    ];
+
     /// The name in receipts, records and metrics.
     pub const fn name(self) -> &'static str {
         match self {
@@ -179,6 +217,10 @@ impl Reason {
             Self::Fallback => "fallback",
             Self::CacheScore => "cache-score",
             Self::LoadScore => "load-score",
+            Self::LongestMatch => "longest-match",
+            Self::Spilled => "spilled",
+            Self::Rebalanced => "rebalanced",
+            Self::Sticky => "sticky",
         }
     }
 }

@@ -2,52 +2,83 @@
 //!
 //! One [`PolicyConfig`] serves the three ways in: a TOML table (`kind = "jsq"`), the command line
 //! (`NAME[:KEY=VALUE,…]`) and tests. Names, parameter names and defaults are written once, beside each
-//! policy: its `Settings` name and explain them, its `Default` gives the values.
+//! policy: its `Settings` name and explain them, its `Default` gives the values. Which policies there are is the
+//! list in `lib.rs`, from which the macro [`rules`] makes the enum.
 
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use toml::{Table, Value};
 
-use crate::round_robin::RoundRobinSettings;
-use crate::{
-    JsqConfig, LoadCacheConfig, LoadSignal, P2cConfig, Policy, PrefixAffinityConfig,
-    SessionAffinityConfig,
-};
+use crate::{LoadSignal, Policy, PolicyConfig};
 
-/// A policy and its parameters.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
-pub enum PolicyConfig {
-    /// The next instance in the rotation: [`crate::RoundRobin`].
-    RoundRobin {},
-    /// The least loaded: [`crate::Jsq`].
-    Jsq(JsqConfig),
-    /// The less loaded of two drawn at random: [`crate::P2c`].
-    P2c(P2cConfig),
-    /// The session's home by hash: [`crate::SessionAffinity`].
-    SessionAffinity(SessionAffinityConfig),
-    /// The prefix's home by hash, unless too loaded: [`crate::PrefixAffinity`].
-    PrefixAffinity(PrefixAffinityConfig),
-    /// The best blend of cache affinity and load: [`crate::LoadCache`].
-    LoadCache(LoadCacheConfig),
+/// Makes [`PolicyConfig`] and the modules of the arena, from one line for each rule.
+///
+/// A line of the arena is `module: Variant(Config)`: the module is the file `arena/module.rs`, of which all that is
+/// `pub` is exported; the variant's name in kebab case is the policy's name, in TOML and on the command line;
+/// the config has the parameters and the policy's [`Settings`]. Lines stand in the order in which rules are listed.
+macro_rules! rules {
+    (
+        core { $($core:ident($core_config:ident),)* }
+        arena { $($module:ident: $rule:ident($config:ident),)* }
+    ) => {
+        /// The rules that other projects publish, one file each.
+        mod arena {
+            $(pub(crate) mod $module;)*
+        }
+        $(pub use arena::$module::*;)*
+
+        /// A policy and its parameters.
+        #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+        #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+        pub enum PolicyConfig {
+            /// The next instance in the rotation: [`crate::RoundRobin`].
+            RoundRobin {},
+            $(
+                #[doc = concat!("See [`crate::", stringify!($core), "`].")]
+                $core($core_config),
+            )*
+            $(
+                #[doc = concat!("See [`crate::", stringify!($rule), "`].")]
+                $rule($config),
+            )*
+        }
+
+        impl PolicyConfig {
+            /// Number of the six policies that every comparison has.
+            const CORE: usize = 1 + [$(stringify!($core)),*].len();
+
+            /// The six policies of the original study with their default parameters, in the order in which they
+            /// are listed.
+            pub fn core() -> [Self; Self::CORE] {
+                [Self::RoundRobin {}, $(Self::$core($core_config::default()),)*]
+            }
+
+            /// Every policy with its default parameters, in the order in which they are listed: the six of
+            /// [`PolicyConfig::core`], then the rules that other projects publish.
+            pub fn every() -> Vec<Self> {
+                let mut every = Self::core().to_vec();
+                every.extend([$(Self::$rule($config::default()),)*]);
+                every
+            }
+
+            fn settings(&self) -> &dyn config::Settings {
+                match self {
+                    Self::RoundRobin {} => &round_robin::RoundRobinSettings,
+                    $(Self::$core(config) => config,)*
+                    $(Self::$rule(config) => config,)*
+                }
+            }
+        }
+    };
 }
+pub(crate) use rules;
 
 impl PolicyConfig {
-    /// All names, in the order in which policies are listed.
-    pub const NAMES: [&'static str; 6] =
-        ["round-robin", "jsq", "p2c", "session-affinity", "prefix-affinity", "load-cache"];
-
-    /// Every policy with its default parameters, in the order of [`PolicyConfig::NAMES`].
-    pub fn all() -> [Self; 6] {
-        [
-            Self::RoundRobin {},
-            Self::Jsq(JsqConfig::default()),
-            Self::P2c(P2cConfig::default()),
-            Self::SessionAffinity(SessionAffinityConfig::default()),
-            Self::PrefixAffinity(PrefixAffinityConfig::default()),
-            Self::LoadCache(LoadCacheConfig::default()),
-        ]
+    /// The names of [`PolicyConfig::every`], in its order.
+    pub fn names() -> Vec<&'static str> {
+        Self::every().iter().map(Self::name).collect()
     }
 
     /// The named policy with its default parameters.
@@ -56,7 +87,7 @@ impl PolicyConfig {
     ///
     /// [`UnknownPolicy`], which lists the known names.
     pub fn from_name(name: &str) -> Result<Self, UnknownPolicy> {
-        Self::all()
+        Self::every()
             .into_iter()
             .find(|config| config.name() == name)
             .ok_or_else(|| UnknownPolicy { name: name.to_owned() })
@@ -129,17 +160,6 @@ impl PolicyConfig {
     fn parameter_names(&self) -> Vec<&'static str> {
         self.settings().parameters().iter().map(|(name, _)| *name).collect()
     }
-
-    fn settings(&self) -> &dyn Settings {
-        match self {
-            Self::RoundRobin {} => &RoundRobinSettings,
-            Self::Jsq(config) => config,
-            Self::P2c(config) => config,
-            Self::SessionAffinity(config) => config,
-            Self::PrefixAffinity(config) => config,
-            Self::LoadCache(config) => config,
-        }
-    }
 }
 
 /// Parses `NAME[:KEY=VALUE,…]`, as in `load-cache:alpha=0.7,beta=0.3`; what is not given has its default.
@@ -198,7 +218,7 @@ pub struct Parameter {
 
 /// No policy has this name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no policy is named `{name}`; known: {}", PolicyConfig::NAMES.join(", "))]
+#[error("no policy is named `{name}`; known: {}", PolicyConfig::names().join(", "))]
 pub struct UnknownPolicy {
     /// The name asked for.
     pub name: String,
@@ -217,6 +237,48 @@ pub enum InvalidPolicy {
         /// Its value.
         value: f64,
     },
+    /// A number outside its range.
+    #[error("{policy}: `{parameter}` is {value}; give a number from {least} to {most}")]
+    Range {
+        /// Name of the policy.
+        policy: &'static str,
+        /// Name of the parameter.
+        parameter: &'static str,
+        /// Its value.
+        value: f64,
+        /// The least allowed.
+        least: f64,
+        /// The greatest allowed.
+        most: f64,
+    },
+}
+
+impl InvalidPolicy {
+    /// [`InvalidPolicy::Weight`] for the first parameter that is no weight.
+    pub(crate) fn unless_weights(
+        policy: &'static str,
+        parameters: &[(&'static str, f64)],
+    ) -> Result<(), Self> {
+        let is_weight = |value: f64| value.is_finite() && value >= 0.0;
+        match parameters.iter().find(|(_, value)| !is_weight(*value)) {
+            Some(&(parameter, value)) => Err(Self::Weight { policy, parameter, value }),
+            None => Ok(()),
+        }
+    }
+
+    /// [`InvalidPolicy::Range`] if the value is outside the range.
+    pub(crate) fn unless_within(
+        policy: &'static str,
+        parameter: &'static str,
+        value: f64,
+        range: RangeInclusive<f64>,
+    ) -> Result<(), Self> {
+        if range.contains(&value) {
+            return Ok(());
+        }
+        let (least, most) = range.into_inner();
+        Err(Self::Range { policy, parameter, value, least, most })
+    }
 }
 
 /// Why `NAME[:KEY=VALUE,…]` is not a policy.

@@ -70,7 +70,8 @@ fn modulo(key: u64, candidates: &[Candidate]) -> Option<usize> {
     eligible(candidates).nth(usize::try_from(rank).ok()?).map(|(position, _)| position)
 }
 
-fn weight(key: u64, instance: InstanceId) -> u64 {
+/// How much the key prefers the instance: the greatest weight is its home.
+pub(crate) fn weight(key: u64, instance: InstanceId) -> u64 {
     mix64(key ^ mix64(u64::from(instance.0)))
 }
 

@@ -154,7 +154,7 @@ pub(crate) fn load_score(candidate: &Candidate, signal: LoadSignal) -> f64 {
 }
 
 /// Position of the least loaded eligible candidate, by looking at all of them.
-fn scan(candidates: &[Candidate], signal: LoadSignal) -> Option<usize> {
+pub(crate) fn scan(candidates: &[Candidate], signal: LoadSignal) -> Option<usize> {
     keys(candidates, signal).min().and_then(position_in)
 }
 

@@ -31,22 +31,23 @@
 //! ```
 
 mod api;
+mod choice;
 mod config;
 mod home;
 mod jsq;
 mod least_loaded;
 mod load_cache;
 mod p2c;
+mod per_instance;
 mod prefix_affinity;
 mod round_robin;
 mod session_affinity;
+mod sessions;
 
 pub use api::{
     BlockNames, Candidate, Decision, Event, LoadSignal, Needs, Policy, Reason, RequestView, Scores,
 };
-pub use config::{
-    InvalidPolicy, Parameter, ParsePolicyError, PolicyConfig, PolicyDescription, UnknownPolicy,
-};
+pub use config::{InvalidPolicy, Parameter, ParsePolicyError, PolicyDescription, UnknownPolicy};
 pub use home::HashRule;
 pub use jsq::{Jsq, JsqConfig};
 pub use least_loaded::LeastLoaded;
@@ -55,6 +56,32 @@ pub use p2c::{P2c, P2cConfig};
 pub use prefix_affinity::{PrefixAffinity, PrefixAffinityConfig};
 pub use round_robin::RoundRobin;
 pub use session_affinity::{SessionAffinity, SessionAffinityConfig};
+
+// All rules. `docs/add-a-policy.md` says how to add one: a file in `arena` and a line here.
+config::rules! {
+    core {
+        Jsq(JsqConfig),
+        P2c(P2cConfig),
+        SessionAffinity(SessionAffinityConfig),
+        PrefixAffinity(PrefixAffinityConfig),
+        LoadCache(LoadCacheConfig),
+    }
+    arena {
+        threshold: Threshold(ThresholdConfig),
+        spill_gate: SpillGate(SpillGateConfig),
+        dynamo: Dynamo(DynamoConfig),
+        llm_d_blend: LlmDBlend(LlmDBlendConfig),
+        llm_d_sticky: LlmDSticky(LlmDStickyConfig),
+        lmetric: Lmetric(LmetricConfig),
+        dualmap: Dualmap(DualmapConfig),
+        chwbl: Chwbl(ChwblConfig),
+        preble: Preble(PrebleConfig),
+        mooncake: Mooncake(MooncakeConfig),
+        aibrix: Aibrix(AibrixConfig),
+        ray: Ray(RayConfig),
+        sticky_least_loaded: StickyLeastLoaded(StickyLeastLoadedConfig),
+    }
+}
 
 #[cfg(test)]
 mod fixtures;

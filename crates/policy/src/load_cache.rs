@@ -208,12 +208,8 @@ impl Settings for LoadCacheConfig {
     }
 
     fn validate(&self) -> Result<(), InvalidPolicy> {
-        for (parameter, value) in [("alpha", self.alpha), ("beta", self.beta)] {
-            if !(value.is_finite() && value >= 0.0) {
-                return Err(InvalidPolicy::Weight { policy: self.name(), parameter, value });
-            }
-        }
-        Ok(())
+        let weights = [("alpha", self.alpha), ("beta", self.beta)];
+        InvalidPolicy::unless_weights(self.name(), &weights)
     }
 
     fn policy(&self, _seed: u64) -> Box<dyn Policy> {

@@ -23,8 +23,12 @@ impl Ticket {
 pub(crate) struct Flight {
     pub(crate) instance: InstanceId,
     pub(crate) sent: Timestamp,
-    /// Prompt tokens not believed cached, until the first output token.
-    pub(crate) uncached_tokens: u64,
+    /// Prompt tokens.
+    pub(crate) prompt_tokens: u32,
+    /// Those of them not believed cached.
+    pub(crate) uncached_tokens: u32,
+    /// Whether its first output token was seen.
+    pub(crate) is_decoding: bool,
     /// Whether it was sent too late for the instance's latest load reading.
     pub(crate) is_unseen: bool,
     /// Distinguishes successive users of a slot.

@@ -327,24 +327,37 @@ impl Router {
         decision.map(|decision| self.book(now, request, decision))
     }
 
-    /// The request's first output token was seen: its prefill is done.
+    /// The request's first output token was seen: its prefill is done. Saying so again changes nothing.
     pub fn first_token(&mut self, ticket: &Ticket) {
         let flight = self.flights.get_mut(ticket.slot);
-        let (instance, tokens) = (flight.instance, std::mem::take(&mut flight.uncached_tokens));
-        if let Some(at) = self.position(instance) {
-            self.candidates[at].in_flight_uncached_tokens -= tokens;
+        if std::mem::replace(&mut flight.is_decoding, true) {
+            return;
         }
+        let Flight { instance, prompt_tokens, uncached_tokens, .. } = *flight;
+        let Some(at) = self.position(instance) else { return };
+        let candidate = &mut self.candidates[at];
+        candidate.in_flight_uncached_tokens -= u64::from(uncached_tokens);
+        candidate.in_flight_decoding += 1;
+        candidate.in_flight_decoding_tokens += u64::from(prompt_tokens);
     }
 
     /// The request ended, however it ended.
     pub fn end(&mut self, ticket: Ticket) {
-        self.first_token(&ticket);
         let flight = self.flights.remove(ticket);
         let Some(at) = self.position(flight.instance) else { return };
-        let count = u64::from(self.candidates[at].in_flight);
+        let candidate = &mut self.candidates[at];
+        let count = u64::from(candidate.in_flight);
         self.in_flight_sums.0 -= 1;
         self.in_flight_sums.1 -= 2 * count - 1;
-        self.candidates[at].in_flight -= 1;
+        candidate.in_flight -= 1;
+        let prompt_tokens = u64::from(flight.prompt_tokens);
+        candidate.in_flight_prompt_tokens -= prompt_tokens;
+        if flight.is_decoding {
+            candidate.in_flight_decoding -= 1;
+            candidate.in_flight_decoding_tokens -= prompt_tokens;
+        } else {
+            candidate.in_flight_uncached_tokens -= u64::from(flight.uncached_tokens);
+        }
         self.instances[at].unseen_count -= u32::from(flight.is_unseen);
         self.unseen_changed(at);
     }
@@ -390,6 +403,8 @@ impl Router {
 
     fn fill_matches(&mut self, now: Timestamp, request: &RequestView<'_>) {
         self.forget_matches();
+        let block_tokens = self.block_tokens(request);
+        let reusable_blocks = reusable_blocks(request, block_tokens);
         let Some(directory) = &mut self.directory else { return };
         let (positions, candidates, matched) =
             (&self.positions, &mut self.candidates, &mut self.matched);
@@ -399,6 +414,7 @@ impl Router {
         directory.matches(now, request, |id, blocks| {
             if let Some(at) = position(id) {
                 candidates[at].matched_blocks = blocks;
+                candidates[at].matched_tokens = blocks.min(reusable_blocks) * block_tokens;
                 matched.push(at);
             }
         });
@@ -418,6 +434,7 @@ impl Router {
         for at in self.matched.drain(..) {
             let candidate = &mut self.candidates[at];
             candidate.matched_blocks = 0;
+            candidate.matched_tokens = 0;
             candidate.is_last_for_prefix = false;
             candidate.is_last_for_session = false;
         }
@@ -427,9 +444,12 @@ impl Router {
         let Decision { position, reason } = decision;
         let candidate = &self.candidates[position];
         let instance = candidate.id;
-        let predicted = self.reusable_tokens(request, candidate.matched_blocks);
+        let predicted = candidate.matched_tokens;
         let told_blocks = self.directory.as_ref().and_then(|it| it.told_blocks(request, instance));
-        let told = told_blocks.map(|blocks| TokenCount(self.reusable_tokens(request, blocks)));
+        let block_tokens = self.block_tokens(request);
+        let told = told_blocks.map(|blocks| {
+            TokenCount(blocks.min(reusable_blocks(request, block_tokens)) * block_tokens)
+        });
         let receipt = self.config.receipts.then(|| self.receipt(now, request, decision));
 
         self.decisions += 1;
@@ -438,9 +458,17 @@ impl Router {
         if let Some(directory) = &mut self.directory {
             directory.record(now, instance, request);
         }
-        let uncached_tokens = u64::from(request.prompt_tokens.0 - predicted);
-        let flight =
-            Flight { instance, sent: now, uncached_tokens, is_unseen: true, generation: 0 };
+        let prompt_tokens = request.prompt_tokens.0;
+        let uncached_tokens = prompt_tokens - predicted;
+        let flight = Flight {
+            instance,
+            sent: now,
+            prompt_tokens,
+            uncached_tokens,
+            is_decoding: false,
+            is_unseen: true,
+            generation: 0,
+        };
         let slot = self.flights.insert(flight);
         let beside = &mut self.instances[position];
         // Ended flights leave the front at once, so a signal that never comes costs no memory.
@@ -453,7 +481,8 @@ impl Router {
         self.in_flight_sums.0 += 1;
         self.in_flight_sums.1 += 2 * u64::from(candidate.in_flight) + 1;
         candidate.in_flight += 1;
-        candidate.in_flight_uncached_tokens += uncached_tokens;
+        candidate.in_flight_uncached_tokens += u64::from(uncached_tokens);
+        candidate.in_flight_prompt_tokens += u64::from(prompt_tokens);
         candidate.last_chosen = self.decisions;
         self.unseen_changed(position);
         Routed {
@@ -466,14 +495,12 @@ impl Router {
         }
     }
 
-    /// Prompt tokens that so many cached leading blocks spare the engine, which computes the last token at least (R24)
-    /// and so never finds the whole prompt cached.
-    fn reusable_tokens(&self, request: &RequestView<'_>, blocks: u32) -> u32 {
-        let block_tokens = match request.block_names {
+    /// Tokens that a block of the request stands for.
+    fn block_tokens(&self, request: &RequestView<'_>) -> u32 {
+        match request.block_names {
             BlockNames::Engine => self.config.block_size.get(),
             BlockNames::Text => self.config.text_block_size.get(),
-        };
-        blocks.min(request.prompt_tokens.0.saturating_sub(1) / block_tokens) * block_tokens
+        }
     }
 
     fn receipt(
@@ -530,6 +557,7 @@ impl Router {
         self.matched.clear();
         for candidate in &mut self.candidates {
             candidate.matched_blocks = 0;
+            candidate.matched_tokens = 0;
             candidate.is_last_for_prefix = false;
             candidate.is_last_for_session = false;
         }
@@ -546,6 +574,12 @@ impl Router {
         let at = *self.positions.get(id.index())?;
         (at != ABSENT).then_some(at as usize)
     }
+}
+
+/// Most leading blocks of the prompt that spare the engine work if cached: it computes the last token at least (R24), and
+/// so never finds the whole prompt cached.
+const fn reusable_blocks(request: &RequestView<'_>, block_tokens: u32) -> u32 {
+    request.prompt_tokens.0.saturating_sub(1) / block_tokens
 }
 
 fn new_directory(config: &RouterConfig, seed: u64) -> Result<Directory, ConfigError> {

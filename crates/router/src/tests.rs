@@ -221,9 +221,25 @@ fn what_was_routed_is_predicted_and_followed() {
     let second = route(&mut router, at(1.0), 1, &blocks);
     assert_eq!((second.instance, second.reason), (first.instance, Reason::CacheScore));
     assert_eq!(second.predicted_cached_tokens, Some(TokenCount(160)));
-    assert_eq!(router.candidates()[second.instance.index()].in_flight_uncached_tokens, 5);
-    router.first_token(&second.ticket);
-    assert_eq!(router.candidates()[second.instance.index()].in_flight_uncached_tokens, 0);
+    let books = |router: &Router| {
+        let there = &router.candidates()[second.instance.index()];
+        [
+            there.in_flight_uncached_tokens,
+            there.in_flight_prompt_tokens,
+            u64::from(there.in_flight_decoding),
+            there.in_flight_decoding_tokens,
+        ]
+    };
+    assert_eq!(router.candidates()[second.instance.index()].matched_tokens, 160);
+    assert_eq!(books(&router), [5, 165, 0, 0]);
+    for _ in 0..2 {
+        router.first_token(&second.ticket);
+        assert_eq!(books(&router), [0, 165, 1, 165], "a second first token is none");
+    }
+    let third = route(&mut router, at(2.0), 2, &blocks);
+    assert_eq!((third.instance, books(&router)), (second.instance, [5, 330, 1, 165]));
+    router.end(third.ticket);
+    assert_eq!(books(&router), [0, 165, 1, 165]);
     router.end(second.ticket);
     assert_eq!(router.in_flight(), 0);
 }
@@ -551,7 +567,7 @@ proptest! {
     /// Whatever happens in between, work in flight is released to exactly zero.
     #[test]
     fn in_flight_work_is_released_exactly(
-        policy in prop::sample::select(PolicyConfig::NAMES.to_vec()),
+        policy in prop::sample::select(PolicyConfig::names()),
         ops in prop::collection::vec((0_u32..8, any::<u16>()), 1..300),
         load_refresh in prop::sample::select(vec![Refresh::RealTime, Refresh::EveryS(0.5), Refresh::Never]),
         expiry_s in prop::option::of(Just(0.7)),
@@ -586,6 +602,11 @@ proptest! {
             prop_assert_eq!(router.in_flight(), tickets.len());
             for candidate in router.candidates() {
                 prop_assert!(candidate.unseen_in_flight <= candidate.in_flight);
+                prop_assert!(candidate.in_flight_decoding <= candidate.in_flight);
+                prop_assert!(
+                    candidate.in_flight_decoding_tokens + candidate.in_flight_uncached_tokens
+                        <= candidate.in_flight_prompt_tokens
+                );
             }
         }
         for ticket in tickets {
@@ -595,7 +616,15 @@ proptest! {
         prop_assert_eq!(router.in_flight_cov(), None);
         for candidate in router.candidates() {
             prop_assert_eq!(
-                (candidate.in_flight, candidate.unseen_in_flight, candidate.in_flight_uncached_tokens),
+                (candidate.in_flight, candidate.unseen_in_flight, candidate.in_flight_decoding),
+                (0, 0, 0)
+            );
+            prop_assert_eq!(
+                (
+                    candidate.in_flight_uncached_tokens,
+                    candidate.in_flight_prompt_tokens,
+                    candidate.in_flight_decoding_tokens,
+                ),
                 (0, 0, 0)
             );
         }

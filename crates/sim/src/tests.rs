@@ -2,6 +2,7 @@
 
 #![expect(clippy::float_cmp, reason = "results are exact")]
 
+mod arena;
 mod determinism;
 mod devices;
 mod directory;
@@ -122,7 +123,7 @@ const fn constant(value: f64) -> Distribution {
 }
 
 fn policies() -> Vec<PolicyConfig> {
-    PolicyConfig::all().to_vec()
+    PolicyConfig::every()
 }
 
 /// Cached prompt tokens over prompt tokens.

@@ -37,8 +37,7 @@ fn trace_stats_reproduces_the_published_figures_of_mooncake() {
 
 #[test]
 fn lists_name_everything_in_every_form() {
-    let policies =
-        ["round-robin", "jsq", "p2c", "session-affinity", "prefix-affinity", "load-cache"];
+    let policies = ["round-robin", "jsq", "load-cache", "threshold", "llm-d-sticky", "chwbl"];
     for format in ["table", "csv", "json"] {
         let listed = stdout(&["policies", "--format", format]);
         assert!(policies.iter().all(|name| listed.contains(name)), "{listed}");

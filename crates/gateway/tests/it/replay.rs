@@ -23,7 +23,7 @@ fn body(number: usize) -> String {
 
 #[tokio::test]
 async fn every_policys_decisions_are_reproduced() {
-    for policy in PolicyConfig::all() {
+    for policy in PolicyConfig::core() {
         let name = policy.name();
         let toys = [
             Toy::start(Act::Stream(3, Duration::from_millis(2))).await,

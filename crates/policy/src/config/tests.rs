@@ -1,5 +1,8 @@
 use super::*;
-use crate::{Affinity, HashRule};
+use crate::{
+    Affinity, HashRule, LoadCacheConfig, PrefixAffinityConfig, StickyLeastLoadedConfig,
+    ThresholdConfig,
+};
 
 fn parse(text: &str) -> Result<PolicyConfig, ParsePolicyError> {
     text.parse()
@@ -12,8 +15,11 @@ fn message(text: &str) -> String {
 
 #[test]
 fn names_variants_tags_and_policies_agree() {
-    assert_eq!(PolicyConfig::all().map(|config| config.name()), PolicyConfig::NAMES);
-    for config in PolicyConfig::all() {
+    let core = ["round-robin", "jsq", "p2c", "session-affinity", "prefix-affinity", "load-cache"];
+    assert_eq!(PolicyConfig::core().map(|config| config.name()), core);
+    assert_eq!(PolicyConfig::names()[..6], core, "they are listed first");
+    assert_eq!(PolicyConfig::names().len(), PolicyConfig::every().len());
+    for config in PolicyConfig::every() {
         assert_eq!(table(config)["kind"].as_str(), Some(config.name()));
         assert_eq!(config.build(0).unwrap().name(), config.name());
         assert_eq!(PolicyConfig::from_name(config.name()), Ok(config));
@@ -23,7 +29,7 @@ fn names_variants_tags_and_policies_agree() {
 
 #[test]
 fn every_field_is_a_described_parameter_and_the_reverse() {
-    for config in PolicyConfig::all() {
+    for config in PolicyConfig::every() {
         let mut fields: Vec<_> = table(config).into_iter().map(|(key, _)| key).collect();
         fields.retain(|field| field != "kind");
         let mut described: Vec<_> =
@@ -41,15 +47,27 @@ fn described_signals_are_those_the_router_is_asked_for() {
         "session-affinity:load=in-flight",
         "prefix-affinity:load=in-flight",
         "load-cache:affinity=paper,load=in-flight",
+        "threshold:load=total",
+        "spill-gate:load=waiting",
+        "lmetric:load=total,queued_prefill=false",
+        "llm-d-blend:kv_weight=0",
+        "chwbl:load=total",
+        "aibrix:load=total",
+        "ray:load=waiting",
     ];
     let variants = variants.map(|text| parse(text).unwrap());
-    for config in PolicyConfig::all().into_iter().chain(variants) {
+    for config in PolicyConfig::every().into_iter().chain(variants) {
         let signals = config.describe().signals;
         let reads = |names: &[&str]| signals.iter().any(|signal| names.contains(signal));
         let needs = config.build(0).unwrap().needs();
         assert_eq!(
             needs.index,
-            reads(&["matched_blocks", "is_last_for_prefix", "is_last_for_session"]),
+            reads(&[
+                "matched_blocks",
+                "matched_tokens",
+                "is_last_for_prefix",
+                "is_last_for_session"
+            ]),
             "{config:?}"
         );
         assert_eq!(needs.load, reads(&["waiting", "running"]), "{config:?}");
@@ -80,7 +98,7 @@ fn a_description_shows_the_defaults() {
 
 #[test]
 fn described_defaults_parse_back_to_the_default() {
-    for config in PolicyConfig::all() {
+    for config in PolicyConfig::every() {
         let pairs: Vec<_> = config
             .describe()
             .parameters
@@ -128,8 +146,7 @@ fn toml_and_command_line_give_the_same_config() {
 fn errors_say_what_is_wrong_and_what_would_be_right() {
     assert_eq!(
         message("random"),
-        "no policy is named `random`; known: round-robin, jsq, p2c, session-affinity, \
-         prefix-affinity, load-cache"
+        format!("no policy is named `random`; known: {}", PolicyConfig::names().join(", "))
     );
     assert_eq!(message("jsq:alpha=1"), "jsq has no parameter `alpha`; known: load");
     assert_eq!(message("jsq:kind=p2c"), "jsq has no parameter `kind`; known: load");
@@ -153,6 +170,75 @@ fn errors_say_what_is_wrong_and_what_would_be_right() {
         message("load-cache:beta=nan"),
         "load-cache: `beta` is NaN; give a finite number, at least 0"
     );
+}
+
+#[test]
+fn a_number_out_of_its_range_is_told_the_range() {
+    assert_eq!(
+        message("threshold:match_threshold=1.5"),
+        "threshold: `match_threshold` is 1.5; give a number from 0 to 1"
+    );
+}
+
+/// Every parameter, set to another value than its default, survives both ways in.
+#[test]
+fn every_parameter_survives_toml_and_the_command_line() {
+    for config in PolicyConfig::every() {
+        for (key, value) in table(config) {
+            let other = match (key.as_str(), value) {
+                ("kind", _) => continue,
+                (_, Value::Integer(value)) => Value::Integer(value + 1),
+                // Upwards: no range ends at its default.
+                (_, Value::Float(value)) if value < 1.0 => Value::Float(value + 0.125),
+                (_, Value::Float(value)) => Value::Float(value * 1.5),
+                (_, Value::Boolean(value)) => Value::Boolean(!value),
+                (_, Value::String(word)) => Value::String(
+                    match word.as_str() {
+                        "total" | "in-flight" => "waiting",
+                        "rendezvous" => "modulo",
+                        "blocks" => "paper",
+                        word => panic!("{}: another word than {word} for {key}?", config.name()),
+                    }
+                    .to_owned(),
+                ),
+                (_, value) => panic!("{}: {key} = {value} is no plain value", config.name()),
+            };
+            let text = format!("{}:{key}={}", config.name(), plain_text(&other));
+            let changed = parse(&text).unwrap_or_else(|error| panic!("{text}: {error}"));
+            assert_ne!(changed, config, "{text}");
+            assert_eq!(table(changed)[&key], other, "{text}");
+            let toml = toml::to_string(&changed).unwrap();
+            assert_eq!(toml::from_str(&toml), Ok(changed), "{toml}");
+        }
+    }
+}
+
+/// The values that the field publishes, by which comparisons with it stand or fall.
+#[test]
+fn published_defaults() {
+    assert_eq!(
+        parse("threshold:match_threshold=0.3,balance_abs=64,balance_rel=1.5"),
+        Ok(PolicyConfig::Threshold(ThresholdConfig::default()))
+    );
+    assert_eq!(
+        parse("sticky-least-loaded:ttl_s=7200"),
+        Ok(PolicyConfig::StickyLeastLoaded(StickyLeastLoadedConfig::default()))
+    );
+    for text in [
+        "spill-gate:match_threshold=0.3,balance_rel=1.5,sigmas=2,margin_least=4,margin_most=64",
+        "dynamo:prefill_scale=1,overlap_credit=1,overlap_decay=0,active_weight=0,temperature=0",
+        "llm-d-blend:prefix_weight=3,queue_weight=2,kv_weight=2,lru_weight=0",
+        "llm-d-sticky:match_share=0.8,saturation_tokens=286720",
+        "lmetric:queued_prefill=true",
+        "chwbl:load_factor=1.25",
+        "preble:window_s=180,rebalance_ratio=1.5",
+        "mooncake:prefill_tokens_per_s=15928",
+        "aibrix:balance_abs=8,deviations=1",
+        "ray:balance_abs=10,match_share=0.1",
+    ] {
+        let (name, _) = text.split_once(':').unwrap();
+        assert_eq!(parse(text), parse(name), "{text}");
+    }
 }
 
 #[test]

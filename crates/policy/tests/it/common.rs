@@ -10,24 +10,38 @@ use proptest::prelude::*;
 
 pub(crate) static BLOCKS: [BlockHash; 8] = [BlockHash(1); 8];
 
-/// Configurations that between them take every branch of the six.
-pub(crate) const SPECS: [&str; 16] = [
-    "round-robin",
-    "jsq",
+/// Every rule at its defaults, and configurations that between them take every branch.
+pub(crate) fn specs() -> Vec<&'static str> {
+    PolicyConfig::names().into_iter().chain(VARIANTS).collect()
+}
+
+const VARIANTS: [&str; 26] = [
     "jsq:load=waiting",
     "jsq:load=in-flight",
-    "p2c",
     "p2c:load=in-flight",
-    "session-affinity",
     "session-affinity:hash=modulo",
-    "prefix-affinity",
     "prefix-affinity:hash=modulo,load=waiting,queue_threshold=2",
     "prefix-affinity:queue_threshold=0",
-    "load-cache",
     "load-cache:affinity=paper",
     "load-cache:alpha=1,beta=0",
     "load-cache:alpha=0,beta=1",
     "load-cache:alpha=0,beta=0,load=waiting",
+    "threshold:balance_abs=1,load=total",
+    "threshold:match_threshold=0,load=waiting",
+    "spill-gate:margin_least=0,sigmas=0,balance_rel=1",
+    "dynamo:overlap_decay=1,active_weight=3,prefill_scale=2",
+    "llm-d-blend:lru_weight=2",
+    "llm-d-blend:prefix_weight=0,kv_weight=0,lru_weight=9",
+    "llm-d-sticky:saturation_tokens=100,match_share=0.3",
+    "lmetric:queued_prefill=false,load=total",
+    "dualmap:slo_ttft_s=0.01",
+    "chwbl:load_factor=1",
+    "preble:rebalance_ratio=1,window_s=0.001",
+    "aibrix:balance_abs=2,deviations=0",
+    "ray:balance_abs=1",
+    "ray:match_share=0.9",
+    "sticky-least-loaded:capacity_sessions=1",
+    "sticky-least-loaded:ttl_s=0.001",
 ];
 
 pub(crate) fn build(spec: &str, seed: u64) -> Box<dyn Policy> {
@@ -78,14 +92,29 @@ pub(crate) fn any_candidate() -> impl Strategy<Value = Candidate> {
             as_of: Timestamp::ZERO,
         }),
     );
-    (prop::bool::weighted(0.7), reading, 0_u32..4, 0_u32..4, 0_u32..=8, any::<(bool, bool)>())
-        .prop_map(|(eligible, load, in_flight, unseen_in_flight, matched_blocks, last_for)| {
+    let tokens = (0_u64..3, 0_u64..3).prop_map(|(uncached, rest)| (64 * uncached, 64 * rest));
+    let matched = prop_oneof![Just(0_u32), 0_u32..=8];
+    (
+        prop::bool::weighted(0.7),
+        reading,
+        (0_u32..4, 0_u32..4),
+        tokens,
+        matched,
+        any::<(bool, bool)>(),
+    )
+        .prop_map(|(eligible, load, in_flight, (uncached, rest), matched_blocks, last_for)| {
+            let (in_flight, unseen_in_flight) = in_flight;
             Candidate {
                 eligible,
                 load,
                 in_flight,
                 unseen_in_flight,
+                in_flight_uncached_tokens: uncached,
+                in_flight_prompt_tokens: uncached + rest,
+                in_flight_decoding: in_flight / 2,
+                in_flight_decoding_tokens: rest,
                 matched_blocks,
+                matched_tokens: 16 * matched_blocks.min(7),
                 is_last_for_prefix: last_for.0,
                 is_last_for_session: last_for.1,
                 ..Candidate::new(InstanceId(0))
@@ -192,9 +221,11 @@ pub(crate) fn live(
 ) -> Vec<Option<(InstanceId, &'static str)>> {
     let mut router = Router::new(Vec::new());
     let mut decisions = Vec::new();
-    for happening in life {
+    for (happening, step) in life.iter().zip(0..) {
         if let Happening::Arrives(request) = happening {
-            let decision = choose(policy, request, &router.candidates);
+            let now = Timestamp::from_nanos(100_000 * step);
+            let scores = &mut Scores::new(false);
+            let decision = policy.choose(now, request, &router.candidates, scores);
             decisions.push(decision.map(|d| (router.candidates[d.position].id, d.reason.name())));
             if let Some(decision) = decision {
                 let event = router.send(decision.position);

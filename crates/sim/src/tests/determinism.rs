@@ -24,7 +24,9 @@ fn only_what_draws_depends_on_the_seed() {
     let changes = |config: &SimConfig| hash(config, 1) != hash(config, 2);
     for policy in policies() {
         let config = SimConfig { policy, ..cluster(4, "jsq") };
-        assert_eq!(changes(&config), policy.name() == "p2c", "{}", policy.name());
+        // `ray` draws too, but only out of balance, which four instances are not at this rate.
+        let draws = ["p2c", "dynamo"].contains(&policy.name());
+        assert_eq!(changes(&config), draws, "{}", policy.name());
     }
 
     let loss = SignalConfig { loss: 0.5, ..SignalConfig::default() };
