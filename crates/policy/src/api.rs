@@ -141,7 +141,8 @@ pub enum Event<'a> {
         /// The table.
         candidates: &'a [Candidate],
     },
-    /// The load, eligibility or `last_chosen` of one instance changed.
+    /// The load, eligibility or `last_chosen` of one instance changed. A first token, which changes the tokens in flight
+    /// and what is decoding, is not told of.
     CandidateChanged {
         /// The table.
         candidates: &'a [Candidate],

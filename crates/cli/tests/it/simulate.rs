@@ -98,6 +98,19 @@ fn seeds_are_replicates_of_single_runs() {
 }
 
 #[test]
+fn the_arena_is_every_listed_policy() {
+    let listed = json(&["policies", "--format", "json"]);
+    let listed: Vec<&Value> = listed.as_array().unwrap().iter().map(|it| &it["name"]).collect();
+    let runs = chat(&["--policy", "arena"]);
+    assert_eq!(runs.iter().map(|run| &run["policy"]).collect::<Vec<_>>(), listed);
+    assert_eq!(
+        listed[..6],
+        ["round-robin", "jsq", "p2c", "session-affinity", "prefix-affinity", "load-cache"]
+    );
+    assert!(listed.len() > 15, "{listed:?}");
+}
+
+#[test]
 fn staleness_flags_reach_the_router() {
     let cached = |flags: &[&str]| {
         let run = &chat(&[&["--policy", "load-cache"], flags].concat())[0];
