@@ -21,15 +21,17 @@ pub(super) fn staleness(grid: &Grid<'_>) -> Vec<String> {
         }
     }
     for (name, groups) in by_name {
-        let is_number =
-            |scenes: &&Vec<&Scene<'_>>| scenes.iter().any(|s| s.cell.condition.value.is_some());
-        for scenes in groups.iter().filter(|scenes| !is_number(scenes)) {
+        // Of two values both are told, of a scale how far it goes.
+        let is_scale = |scenes: &&Vec<&Scene<'_>>| {
+            scenes.len() > 2 && scenes.iter().any(|s| s.cell.condition.value.is_some())
+        };
+        for scenes in groups.iter().filter(|scenes| !is_scale(scenes)) {
             if let Some(reference) = grid.reference(scenes) {
                 let others = scenes.iter().filter(|scene| !std::ptr::eq(**scene, reference));
                 sentences.extend(others.map(|scene| against(grid, reference, scene)));
             }
         }
-        let groups: Vec<_> = groups.iter().filter(is_number).collect();
+        let groups: Vec<_> = groups.iter().filter(is_scale).collect();
         sentences.extend(borne_values(grid, name, &groups));
     }
     sentences
@@ -170,7 +172,7 @@ fn without_value(scene: &Scene<'_>) -> String {
     scene.name.replacen(&format!(", {} {}", condition.sweep, condition.label), "", 1)
 }
 
-/// Two conditions that are no numbers, side by side.
+/// Two conditions side by side.
 fn against(grid: &Grid<'_>, first: &Scene<'_>, other: &Scene<'_>) -> String {
     let changes = grid.one_of_each_kind(first).into_iter().filter_map(|cell| {
         let label = cell.cell.policy.as_str();

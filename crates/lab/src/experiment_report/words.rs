@@ -384,11 +384,19 @@ fn span(scenes: &[&Scene<'_>]) -> String {
     } else if let Some(rates) = rates {
         parts.push(format!("{} req/s", ends(&rates)));
     }
-    let conditions: BTreeSet<&str> =
-        scenes.iter().map(|scene| scene.cell.condition.label.as_str()).collect();
-    if conditions.len() > 1 {
-        let conditions: Vec<_> = conditions.into_iter().collect();
-        return format!("{} {}", scenes[0].cell.condition.sweep, conditions.join(" and "));
+    let mut sweeps: Vec<(&str, Vec<&str>)> = Vec::new();
+    for condition in scenes.iter().map(|scene| &scene.cell.condition) {
+        let label = condition.label.as_str();
+        match sweeps.iter_mut().find(|(known, _)| *known == condition.sweep) {
+            Some((_, labels)) if labels.contains(&label) => {}
+            Some((_, labels)) => labels.push(label),
+            None => sweeps.push((&condition.sweep, vec![label])),
+        }
+    }
+    if sweeps.iter().map(|(_, labels)| labels.len()).sum::<usize>() > 1 {
+        let of_sweep =
+            |(sweep, labels): &(&str, Vec<&str>)| format!("{sweep} {}", labels.join(" and "));
+        return sweeps.iter().map(of_sweep).collect::<Vec<_>>().join(", ");
     }
     let sizes: Vec<f64> = scenes.iter().map(|scene| f64::from(scene.cell.instances)).collect();
     parts.push(format!("{} instances", ends(&sizes)));
