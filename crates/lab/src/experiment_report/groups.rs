@@ -303,7 +303,8 @@ impl<'a> Grid<'a> {
         grid
     }
 
-    /// A policy is called by its kind and by those of its parameters that vary, so that its name fits beside a line.
+    /// A policy is called by its kind and by those of its parameters that are not as in the kind's defaults, or that vary if
+    /// those were not run, so that its name fits beside a line.
     fn name_cells(&mut self) {
         let mut values: BTreeMap<(&str, &str), BTreeSet<String>> = BTreeMap::new();
         for cell in &self.cells {
@@ -311,13 +312,23 @@ impl<'a> Grid<'a> {
                 values.entry((cell.kind, parameter)).or_default().insert(value.to_string());
             }
         }
+        let defaults: BTreeMap<&str, BTreeMap<&str, String>> = self
+            .cells
+            .iter()
+            .filter(|cell| cell.cell.policy == cell.kind)
+            .map(|cell| {
+                let all = cell.parameters().map(|(name, value)| (name, value.to_string()));
+                (cell.kind, all.collect())
+            })
+            .collect();
         let name = |cell: &GridCell<'_>| {
             let mut name = cell.kind.to_owned();
-            if cell.cell.policy == cell.kind {
-                return name;
-            }
             for (parameter, value) in cell.parameters() {
-                if values[&(cell.kind, parameter)].len() < 2 {
+                let says_nothing = match defaults.get(cell.kind) {
+                    Some(defaults) => defaults.get(parameter) == Some(&value.to_string()),
+                    None => values[&(cell.kind, parameter)].len() < 2,
+                };
+                if says_nothing {
                     continue;
                 }
                 let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
