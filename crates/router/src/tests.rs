@@ -213,7 +213,7 @@ fn a_directory_of_history_ignores_what_instances_tell() {
 
 #[test]
 fn what_was_routed_is_predicted_and_followed() {
-    let mut router = router("load-cache", RouterConfig::default());
+    let mut router = router(TO_THE_HOLDER, RouterConfig::default());
     let blocks = prompt(1, 10);
     let first = route(&mut router, at(0.0), 0, &blocks);
     assert_eq!(first.predicted_cached_tokens, Some(TokenCount(0)));
