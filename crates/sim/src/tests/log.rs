@@ -21,7 +21,8 @@ fn twelve_requests_on_two_instances() {
         (400, 1_100, 12, 1),
         (900, 700, 2, 3),
     ]);
-    let mut config = SimConfig { network_delay_s: 0.002, ..cluster(2, "load-cache") };
+    let policy = "load-cache:alpha=0.7,beta=0.3";
+    let mut config = SimConfig { network_delay_s: 0.002, ..cluster(2, policy) };
     config.engine.max_num_seqs = 2;
     let outcome = run(&config, &workload);
     let ms = |at: Timestamp| at.as_nanos() as f64 / 1e6;
