@@ -207,8 +207,8 @@ fn sections(
         ),
         Section::new(
             "staleness",
-            "Stale signals",
-            "What happens when the router learns of caches or load later, more seldom or not at all.",
+            "One setting at a time",
+            "What changes when one setting of the cluster is another and all others stay.",
             sweeps::staleness(grid, looks),
         ),
         Section::new(

@@ -17,6 +17,9 @@ use super::tables::csv_text;
 use super::{Drawn, optional};
 use crate::{Estimate, compare};
 
+/// Lines that can be told apart: of more scenes there are the maps and the table.
+const LINES_MAX: usize = 8;
+
 /// Ratios that make a line, at least.
 const RATIOS_MIN: usize = 4;
 /// Height of the plotting area.
@@ -103,6 +106,9 @@ impl Ends {
 }
 
 fn figure(grid: &Grid<'_>, map: &AlphaBeta) -> Option<Drawn> {
+    if map.scenes.len() > LINES_MAX {
+        return None;
+    }
     let scenes: Vec<OfScene<'_, '_>> = map
         .scenes
         .iter()
