@@ -1,12 +1,11 @@
 //! A simulated cluster made real: mock instances behind the gateway, in this process, over HTTP.
 
-use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU32;
 
-use kvroute_gateway::{Gateway, GatewayConfig, InstanceConfig};
+use kvroute_gateway::{Gateway, GatewayConfig};
 use kvroute_lab::quantile;
 use kvroute_load::{InstanceTarget, LoadConfig, LoadOutcome, PromptForm};
-use kvroute_mock_server::{MockCluster, MockConfig};
+use kvroute_mock_server::{MockCluster, MockConfig, MockInstance};
 use kvroute_policy::PolicyConfig;
 use kvroute_router::Refresh;
 use kvroute_sim::SimConfig;
@@ -14,7 +13,7 @@ use kvroute_types::RequestRecord;
 use kvroute_workload::{Plan, Workload, WorkloadSpec};
 
 use crate::failure::Failure;
-use crate::live::{target, wait_until_ready};
+use crate::live::{embedded_gateway, target, wait_until_ready};
 
 /// Prompts are token ids below this.
 pub(crate) const VOCABULARY: NonZeroU32 = NonZeroU32::new(32_000).expect("not 0");
@@ -85,22 +84,13 @@ pub(crate) async fn measure_one_way(cluster: &SimConfig) -> Result<f64, Failure>
 }
 
 fn gateway_config(cluster: &SimConfig, instances: &MockCluster) -> GatewayConfig {
-    let any_port: SocketAddr = (Ipv4Addr::LOCALHOST, 0).into();
-    let mut gateway = GatewayConfig {
-        listen: any_port,
-        admin_listen: any_port,
-        threads: Some(1),
-        instances: instances.instances().iter().map(|i| InstanceConfig::new(i.url())).collect(),
-        policy: cluster.policy,
-        seed: cluster.seed,
-        ..GatewayConfig::default()
-    };
+    let urls = instances.instances().iter().map(MockInstance::url);
+    let mut gateway = embedded_gateway(urls, cluster.policy, cluster.seed);
     gateway.load.refresh_s = match cluster.router.load.refresh {
         Refresh::EveryS(seconds) => Some(seconds),
         Refresh::RealTime => Some(LOAD_REFRESH_MIN_S),
         Refresh::Never => None,
     };
     gateway.index.capacity_blocks = cluster.router.index_capacity_blocks;
-    gateway.timeouts.lame_duck_s = 0.001;
     gateway
 }

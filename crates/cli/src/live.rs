@@ -102,23 +102,34 @@ impl LiveRun<'_> {
     }
 
     fn gateway_config(&self) -> GatewayConfig {
-        let any_port: SocketAddr = (Ipv4Addr::LOCALHOST, 0).into();
-        let mut config = GatewayConfig {
-            listen: any_port,
-            admin_listen: any_port,
-            threads: Some(1),
-            instances: self.instances.iter().map(InstanceConfig::new).collect(),
-            policy: self.policy,
-            seed: self.seed,
-            ..GatewayConfig::default()
-        };
+        let urls = self.instances.iter().cloned();
+        let mut config = embedded_gateway(urls, self.policy, self.seed);
         config.index.capacity_blocks = Some(self.kv_blocks);
         config.kv_events.enabled = self.directory == DirectorySource::Events;
         config.kv_events.block_size = self.block_size.get();
         config.load.refresh_s = Some(self.load_refresh_s);
-        config.timeouts.lame_duck_s = 0.001;
         config
     }
+}
+
+/// A gateway in this process before these instances, on free loopback ports; it ends as soon as it is told.
+pub(crate) fn embedded_gateway(
+    urls: impl Iterator<Item = String>,
+    policy: PolicyConfig,
+    seed: u64,
+) -> GatewayConfig {
+    let any_port: SocketAddr = (Ipv4Addr::LOCALHOST, 0).into();
+    let mut config = GatewayConfig {
+        listen: any_port,
+        admin_listen: any_port,
+        threads: Some(1),
+        instances: urls.map(InstanceConfig::new).collect(),
+        policy,
+        seed,
+        ..GatewayConfig::default()
+    };
+    config.timeouts.lame_duck_s = 0.001;
+    config
 }
 
 /// A base URL.
