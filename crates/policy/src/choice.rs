@@ -23,6 +23,11 @@ pub(crate) fn uncached_tokens(request: &RequestView<'_>, candidate: &Candidate) 
     request.prompt_tokens.0.saturating_sub(candidate.matched_tokens)
 }
 
+/// Prompt tokens that the instance would compute before this request's first token: those queued there, and its own.
+pub(crate) fn prefill_tokens(request: &RequestView<'_>, candidate: &Candidate) -> u64 {
+    candidate.in_flight_uncached_tokens + u64::from(uncached_tokens(request, candidate))
+}
+
 /// The least loaded instance, for this reason.
 pub(crate) fn least_loaded(
     candidates: &[Candidate],

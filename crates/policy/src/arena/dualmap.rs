@@ -26,7 +26,7 @@
 use kvroute_types::{Timestamp, mix64};
 use serde::{Deserialize, Serialize};
 
-use crate::choice::{Best, eligible, uncached_tokens};
+use crate::choice::{Best, eligible, prefill_tokens};
 use crate::config::Settings;
 use crate::home::weight;
 use crate::{
@@ -100,9 +100,7 @@ fn pair(key: u64, candidates: &[Candidate]) -> Option<(usize, Option<usize>)> {
 
 impl Dualmap {
     fn ttft_s(&self, request: &RequestView<'_>, candidate: &Candidate) -> f64 {
-        let tokens =
-            candidate.in_flight_uncached_tokens + u64::from(uncached_tokens(request, candidate));
-        tokens as f64 / self.config.prefill_tokens_per_s
+        prefill_tokens(request, candidate) as f64 / self.config.prefill_tokens_per_s
     }
 
     fn mapped<'a>(

@@ -21,7 +21,7 @@
 use kvroute_types::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::choice::{Best, eligible, scored, uncached_tokens};
+use crate::choice::{Best, eligible, prefill_tokens, scored};
 use crate::config::Settings;
 use crate::{Candidate, Decision, InvalidPolicy, LoadSignal, Needs, Policy, RequestView, Scores};
 
@@ -65,8 +65,7 @@ impl Policy for Mooncake {
     ) -> Option<Decision> {
         let mut best = Best::new(LoadSignal::InFlight);
         for (position, candidate) in eligible(candidates) {
-            let tokens = candidate.in_flight_uncached_tokens
-                + u64::from(uncached_tokens(request, candidate));
+            let tokens = prefill_tokens(request, candidate);
             let score = 0.0 - tokens as f64 / self.config.prefill_tokens_per_s;
             scores.record(candidate.id, score);
             best.offer(score, position, candidate);
