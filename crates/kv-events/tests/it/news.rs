@@ -5,7 +5,7 @@ use kvroute_vllm_wire::{BlockStored, EventBatch, KvEvent, medium};
 use serde_json::Value;
 
 use crate::publisher::{
-    Options, Publisher, Reader, batch, encode, expect_stored, next, next_stored,
+    DEADLINE, Options, Publisher, Reader, batch, encode, expect_stored, next, next_stored,
 };
 
 #[tokio::test]
@@ -50,9 +50,12 @@ async fn a_publisher_that_comes_later_is_found() {
         let source = gone.source();
         drop(gone);
         let mut reader = Reader::connect(source);
-        while reader.counters().connect_failures == 0 {
-            tokio::task::yield_now().await;
-        }
+        let refused = async {
+            while reader.counters().connect_failures == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(DEADLINE, refused).await.unwrap();
         let publisher = Publisher::start(options);
         publisher.publish(batch(8));
         assert_eq!(next(&mut reader).await, Fact::Connected);

@@ -87,10 +87,8 @@ async fn a_slow_reader_gets_everything_all_the_same() {
     for hash in 0..BATCHES {
         publisher.publish(large(hash));
     }
-    // Nothing is read until the queue is full.
-    while reader.counters().batches < 64 {
-        tokio::task::yield_now().await;
-    }
+    // Nothing is read until all is published, which is more than the queues on the way hold.
+    publisher.await_published().await;
     expect_stored(&mut reader, 0..BATCHES).await;
     let counters = reader.counters();
     assert!(counters.replayed > 0, "{counters:?}");

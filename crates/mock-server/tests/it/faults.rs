@@ -124,7 +124,7 @@ async fn delays_hold_back_headers_or_tokens() {
         let mut heard = Vec::new();
         let (mut headers, mut event) = (None, None);
         while event.is_none() {
-            stream.read_buf(&mut heard).await.unwrap();
+            assert_ne!(stream.read_buf(&mut heard).await.unwrap(), 0, "it ended early");
             let text = String::from_utf8_lossy(&heard);
             if text.contains("\r\n\r\n") && headers.is_none() {
                 headers = Some(begun.elapsed());
