@@ -229,9 +229,13 @@ fn tau_bench_has_the_statistics_of_its_text() {
     assert!((stats.output_tokens.mean - 85.0).abs() < 0.5, "{stats:?}");
     assert!((stats.hit_rate_infinite_cache - 0.951).abs() < 0.0005, "{stats:?}");
     // One system prompt, of 1,265 tokens.
-    let starts: Vec<usize> =
+    let first_turns: Vec<usize> =
         workload.requests().iter().filter(|r| r.turn == 0).map(|r| r.id.index()).collect();
-    assert!(starts[1..].iter().all(|&start| common_tokens(&workload, starts[0], start) >= 1_265));
+    assert!(
+        first_turns[1..]
+            .iter()
+            .all(|&turn| common_tokens(&workload, first_turns[0], turn) >= 1_265)
+    );
 }
 
 #[test]
