@@ -210,13 +210,7 @@ impl WorkloadSource<'_> {
     pub(crate) fn depends_on_seed(&self) -> bool {
         match self {
             Self::Synthetic { .. } => true,
-            Self::Trace { args, format, .. } => {
-                let has_arrivals = !matches!(
-                    format,
-                    TraceFormat::ShareGpt | TraceFormat::ShareGptLengths | TraceFormat::Agentic
-                );
-                args.rate.is_some() || !has_arrivals
-            }
+            Self::Trace { args, format, .. } => args.rate.is_some() || !format.has_arrivals(),
         }
     }
 

@@ -182,6 +182,10 @@ pub struct WorkloadEntry {
     /// Arrivals of a trace.
     #[serde(default)]
     pub arrivals: TraceArrivals,
+    /// The conversations of a trace take place again, among other people, as often as a run needs them; else a run has no
+    /// more requests than the trace. For traces without arrivals of their own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub repeat: bool,
     /// Longest time between two turns that a trace keeps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_think_time: Option<Span>,
@@ -592,6 +596,9 @@ impl WorkloadEntry {
                 return fault("set and grid are for a spec; a trace is as it is");
             }
             (Some(_), None) if self.format.is_some() => return fault("format is for a trace"),
+            (Some(_), None) if self.repeat => {
+                return fault("repeat is for a trace; a spec has as many sessions as a run needs");
+            }
             _ => {}
         }
         if self.requests == Some(0) {

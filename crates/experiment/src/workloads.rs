@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Cursor;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use kvroute_lab::InputFile;
@@ -59,6 +60,12 @@ impl Source {
             let format = entry.format.as_deref().unwrap_or_default();
             let format: TraceFormat =
                 format.parse().map_err(|error| entry.fault(format!("format: {error}")))?;
+            if entry.repeat && format.has_arrivals() {
+                let what = format!(
+                    "repeat is for conversations without arrivals, and {format} has them; leave it out"
+                );
+                return Err(entry.fault(what));
+            }
             let path = folder.join(trace);
             let bytes = std::fs::read(&path)
                 .map_err(|error| entry.fault(format!("cannot read {}: {error}", path.display())))?;
@@ -129,13 +136,17 @@ impl Source {
                 spec.generate(seed, requests).map_err(|error| fault(&error))?
             }
             Kind::Trace { bytes, format, .. } => {
-                let workload = self.read(bytes, *format, seed)?;
+                let mut workload = self.read(bytes, *format, seed, NonZeroU32::MIN)?;
+                if self.entry.repeat {
+                    let rounds = rounds(&workload, requests);
+                    workload = self.read(bytes, *format, seed, rounds)?;
+                }
                 let workload = window(workload, seed, requests);
                 match rate {
                     None => workload,
                     Some(rate_per_s)
                         if self.entry.arrivals == TraceArrivals::Poisson
-                            || !has_arrivals(*format) =>
+                            || !format.has_arrivals() =>
                     {
                         let process = ArrivalProcess { rate_per_s, shape: GapShape::Poisson {} };
                         workload.with_arrivals(process, seed).map_err(|error| fault(&error))?
@@ -153,10 +164,17 @@ impl Source {
         Ok(workload.with_name(self.name.clone()))
     }
 
-    fn read(&self, bytes: &[u8], format: TraceFormat, seed: u64) -> Result<Workload, SpecFault> {
+    fn read(
+        &self,
+        bytes: &[u8],
+        format: TraceFormat,
+        seed: u64,
+        rounds: NonZeroU32,
+    ) -> Result<Workload, SpecFault> {
         let options = TraceOptions {
             think_time_s_max: self.entry.max_think_time.map(Span::as_secs_f64),
             prompt_tokens_max: self.entry.max_prompt_tokens,
+            rounds,
             seed,
             ..TraceOptions::default()
         };
@@ -217,6 +235,12 @@ fn set(entry: &WorkloadEntry, table: &mut Table, key: &str, value: Value) -> Res
     .ok_or_else(|| entry.fault(format!("set: {key} leads through something that is no table")))
 }
 
+/// Rounds of all conversations in which `requests` requests can begin anywhere in the first.
+fn rounds(all: &Workload, requests: u32) -> NonZeroU32 {
+    let of_a_round = u32::try_from(all.requests().len()).unwrap_or(u32::MAX).max(1);
+    NonZeroU32::MIN.saturating_add(requests.div_ceil(of_a_round))
+}
+
 /// `requests` requests from a place in the trace that the seed draws; all of them if there are no more.
 fn window(workload: Workload, seed: u64, requests: u32) -> Workload {
     let all = u32::try_from(workload.requests().len()).unwrap_or(u32::MAX);
@@ -241,10 +265,6 @@ fn recorded_rate(workload: &Workload) -> Option<f64> {
     (s > 0.0).then(|| workload.requests().len() as f64 / s)
 }
 
-fn has_arrivals(format: TraceFormat) -> bool {
-    !matches!(format, TraceFormat::ShareGpt | TraceFormat::ShareGptLengths | TraceFormat::Agentic)
-}
-
 /// An error and its causes in a line.
 pub(crate) fn one_line(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -255,3 +275,6 @@ pub(crate) fn one_line(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;

@@ -136,6 +136,7 @@ fn what_cannot_be_is_named_with_its_remedy() {
         ),
         (vec!["workloads=[{name=\"x\",spec=\"chat\",set={colour=1}}]"], "unknown field `colour`"),
         (vec!["workloads=[{name=\"x\",trace=\"t.jsonl\"}]"], "give the trace's format"),
+        (vec!["workloads=[{name=\"x\",spec=\"chat\",repeat=true}]"], "repeat is for a trace"),
         (vec!["workloads=[{name=\"x\",trace=\"no.jsonl\",format=\"mooncake\"}]"], "cannot read"),
         (vec!["noise"], "`noise` is not KEY=VALUE"),
     ];

@@ -29,7 +29,7 @@ use crate::{Arrival, ArrivalProcess, GapShape, Segment, SegmentId, Workload};
 
 const BLOCK_TOKENS: u32 = 64;
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 struct Record {
     session: String,
     block_size: u32,
@@ -42,7 +42,7 @@ struct Record {
     requests: Vec<Turn>,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 struct Turn {
     /// Seconds since the session began.
     t: f64,
@@ -60,8 +60,31 @@ struct Turn {
 
 pub(super) fn read(reader: impl BufRead, options: &TraceOptions) -> Result<Workload, TraceError> {
     let mut sessions = Sessions::new(options);
-    for_each_json_line(reader, TraceFormat::Agentic, |line, record| sessions.push(line, record))?;
+    let mut records: Vec<(usize, Record)> = Vec::new();
+    for_each_json_line(reader, TraceFormat::Agentic, |line, mut record| {
+        check(line, &mut record)?;
+        records.push((line, record));
+        Ok(())
+    })?;
+    let mut dropped = None;
+    for round in 0..options.rounds.get() {
+        for (line, record) in &records {
+            sessions.push(*line, record.clone().in_round(round))?;
+        }
+        sessions.builder.dropped = *dropped.get_or_insert(sessions.builder.dropped);
+    }
     sessions.finish()
+}
+
+impl Record {
+    /// The same session under another name in every round: ids are local to a name.
+    fn in_round(self, round: u32) -> Self {
+        if round == 0 {
+            return self;
+        }
+        let renamed = |name: String| format!("{name}, round {round}");
+        Self { session: renamed(self.session), parent: self.parent.map(renamed), ..self }
+    }
 }
 
 /// When a session starts.
@@ -94,8 +117,7 @@ impl Sessions {
         }
     }
 
-    fn push(&mut self, line: usize, mut record: Record) -> Result<(), TraceError> {
-        check(line, &mut record)?;
+    fn push(&mut self, line: usize, record: Record) -> Result<(), TraceError> {
         let space = self.space(&record);
         let recorded = record.requests.len();
         let limit = self.options.prompt_tokens_max.unwrap_or(u32::MAX);

@@ -111,6 +111,23 @@ pub enum TraceError {
         /// What the count says.
         expected: u32,
     },
+    /// Messages of one number and of different lengths.
+    #[error(
+        "line {line}: text {text} has {found} tokens, and {expected} on line {first_line}; give \
+         another text another number"
+    )]
+    TextLength {
+        /// Line of the later one.
+        line: usize,
+        /// Their number.
+        text: u64,
+        /// Tokens of the later one.
+        found: u32,
+        /// Line of the first one.
+        first_line: usize,
+        /// Tokens of the first one.
+        expected: u32,
+    },
     /// No request at all.
     #[error(
         "the trace has no requests ({dropped} records were left out); check the file and the filters"

@@ -24,6 +24,7 @@ pub(crate) mod token_trie;
 
 use std::fmt;
 use std::io::BufRead;
+use std::num::NonZeroU32;
 use std::str::FromStr;
 
 use thiserror::Error;
@@ -48,7 +49,8 @@ pub enum TraceFormat {
     /// `ShareGPT` V3 JSON: conversations as text. Token counts are estimated as a quarter of the
     /// characters.
     ShareGpt,
-    /// Conversations as token counts, JSONL: `[["h", 34], ["g", 244], …]`.
+    /// Conversations as token counts, JSONL: `[["h", 34], ["g", 244], …]` of human, model, tool (`t`)
+    /// and others. A third element numbers a text: equal numbers are equal texts.
     ShareGptLengths,
     /// `LLMServingSim` JSONL: real token ids of prompts and outputs (`casys-kaist/LLMServingSim`).
     LlmServingSim,
@@ -70,25 +72,34 @@ pub struct UnknownTraceFormat {
 pub struct TraceOptions {
     /// Rate at which sessions start (Poisson), sessions per second.
     pub sessions_per_s: f64,
-    /// Time from the end of an answer to the next message, seconds; used by the `ShareGPT` formats
-    /// (the agentic form records its own).
+    /// Time from the end of an answer to the next human message, seconds; used by the `ShareGPT`
+    /// formats (the agentic form records its own).
     pub think_time_s: Distribution,
+    /// Time from the end of an answer that calls a tool to the request with its result, seconds; used
+    /// as `think_time_s` is.
+    pub tool_time_s: Distribution,
     /// Recorded think times are cut to this, seconds; `None` keeps breaks of hours.
     pub think_time_s_max: Option<f64>,
     /// Sessions in which any prompt is longer are left out, and counted as dropped.
     pub prompt_tokens_max: Option<u32>,
+    /// How often the conversations of the file take place. Those of a later round are other people's:
+    /// they say new things, but for what sessions share within a round.
+    pub rounds: NonZeroU32,
     /// Seed of session starts and drawn think times.
     pub seed: u64,
 }
 
 impl Default for TraceOptions {
-    /// One session per second; log-normal think times with mean 30 s, an assumption.
+    /// One session per second, one round; log-normal think times with mean 30 s and tools that take
+    /// 1 s, assumptions.
     fn default() -> Self {
         Self {
             sessions_per_s: 1.0,
             think_time_s: Distribution::LogNormal { mean: 30.0, sigma: 1.0 },
+            tool_time_s: Distribution::Constant { value: 1.0 },
             think_time_s_max: None,
             prompt_tokens_max: None,
+            rounds: NonZeroU32::MIN,
             seed: 0,
         }
     }
@@ -119,6 +130,11 @@ impl TraceFormat {
             Self::LlmServingSim => "llmservingsim",
             Self::Agentic => "agentic",
         }
+    }
+
+    /// Whether requests have times; a trace of conversations only tells what follows what.
+    pub const fn has_arrivals(self) -> bool {
+        !matches!(self, Self::ShareGpt | Self::ShareGptLengths | Self::Agentic)
     }
 
     /// Reads a trace of this format: plain, gzip or zstd, told apart by the first bytes.

@@ -1,17 +1,23 @@
 //! `ShareGPT`: conversations without times, as text or as token counts.
 //!
-//! Rule: a human message directly followed by a model's is one request. Its prompt is everything up
-//! to and including the human message, its output the model's message; all other messages are
-//! history. A message is one segment, so the next prompt repeats the answer. Requests without
-//! prompt or output tokens are dropped (and counted) but stay in the history. Texts are never kept:
-//! their tokens are **estimated** as a quarter of the characters, rounded up, which holds for
-//! English and is too few for most other scripts.
+//! Rule: a human's message or a tool's result directly followed by a model's message is one request.
+//! Its prompt is everything up to and including the former, its output the model's message; all
+//! other messages are history. A message is one segment, so the next prompt repeats the answer.
+//! Requests without prompt or output tokens are dropped (and counted) but stay in the history. Texts
+//! are never kept: their tokens are **estimated** as a quarter of the characters, rounded up, which
+//! holds for English and is too few for most other scripts.
+//!
+//! Conversations share no content, unless the form of token counts says so: messages with the same
+//! number behind their length are the same text, wherever they stand. A request follows the answer
+//! before it after the time that a human, or a tool, takes.
 
 use std::fmt;
 use std::io::BufRead;
 
+use hashbrown::HashMap;
 use kvroute_types::{Timestamp, mix64};
 use rand_chacha::ChaCha8Rng;
+use rustc_hash::FxBuildHasher;
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer};
 
@@ -35,12 +41,15 @@ enum Role {
         alias = "bing"
     )]
     Model,
+    #[serde(rename = "t", alias = "tool")]
+    Tool,
     #[serde(other)]
     Other,
 }
 
+/// Who, how many tokens, and the number of its text if other messages have the same.
 #[derive(Clone, Copy, Deserialize)]
-struct Message(Role, u32);
+struct Message(Role, u32, #[serde(default)] Option<u64>);
 
 #[derive(Deserialize)]
 struct TextConversation {
@@ -67,33 +76,69 @@ pub(super) fn read_text(
         }
         TraceError::Json { line, format, source }
     })?;
-    let mut conversations = Conversations::new(options)?;
-    for conversation in parsed {
-        let message = |message: TextMessage| Message(message.from, message.tokens);
-        let messages: Vec<Message> = conversation.conversations.into_iter().map(message).collect();
-        conversations.push(&messages);
-    }
-    conversations.finish(format)
+    let message = |message: TextMessage| Message(message.from, message.tokens, None);
+    let parsed = parsed.into_iter();
+    let conversations: Vec<Vec<Message>> =
+        parsed.map(|parsed| parsed.conversations.into_iter().map(message).collect()).collect();
+    replay(&conversations, format, options)
 }
 
-/// Reads one conversation per line, `[["h", 34], ["g", 244], …]`, token counts.
+/// Reads one conversation per line, `[["s", 900, 0], ["h", 34], ["g", 244], …]`: token counts, and the numbers of texts that
+/// are not of one conversation alone.
 pub(super) fn read_lengths(
     reader: impl BufRead,
     options: &TraceOptions,
 ) -> Result<Workload, TraceError> {
     let format = TraceFormat::ShareGptLengths;
-    let mut conversations = Conversations::new(options)?;
-    for_each_json_line(reader, format, |_, messages: Vec<Message>| {
-        conversations.push(&messages);
+    let mut conversations = Vec::new();
+    let mut texts = Texts::default();
+    for_each_json_line(reader, format, |line, messages: Vec<Message>| {
+        texts.check(line, &messages)?;
+        conversations.push(messages);
         Ok(())
     })?;
-    conversations.finish(format)
+    replay(&conversations, format, options)
+}
+
+/// Numbered texts: where each was first, and its tokens.
+#[derive(Default)]
+struct Texts(HashMap<u64, (usize, u32), FxBuildHasher>);
+
+impl Texts {
+    /// One text has one length.
+    fn check(&mut self, line: usize, messages: &[Message]) -> Result<(), TraceError> {
+        for &Message(_, found, text) in messages {
+            let Some(text) = text else { continue };
+            let (first_line, expected) = *self.0.entry(text).or_insert((line, found));
+            if found != expected {
+                return Err(TraceError::TextLength { line, text, found, first_line, expected });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn replay(
+    conversations: &[Vec<Message>],
+    format: TraceFormat,
+    options: &TraceOptions,
+) -> Result<Workload, TraceError> {
+    let mut replayed = Conversations::new(options)?;
+    let mut dropped = None;
+    for _ in 0..options.rounds.get() {
+        for messages in conversations {
+            replayed.push(messages);
+        }
+        replayed.builder.dropped = *dropped.get_or_insert(replayed.builder.dropped);
+    }
+    replayed.finish(format)
 }
 
 struct Conversations {
     builder: WorkloadBuilder,
     options: TraceOptions,
     think: Sampler,
+    tool: Sampler,
     rng: ChaCha8Rng,
     messages: u64,
     sessions: u32,
@@ -105,6 +150,7 @@ impl Conversations {
             builder: WorkloadBuilder::default(),
             options: *options,
             think: options.think_time_s.sampler("think_time_s")?,
+            tool: options.tool_time_s.sampler("tool_time_s")?,
             rng: seeded(options.seed),
             messages: 0,
             sessions: 0,
@@ -121,19 +167,23 @@ impl Conversations {
         self.builder.dropped += dropped;
         let Some(first) = turns.first() else { return };
         let first_answer = first.answer;
-        let prefix_key = mix64(self.segment_id(0).0);
+        let prefix_key = mix64(self.segment_id(0, messages[0]).0);
         let mut content = self.builder.content([]);
         let mut stored = 0;
         for turn in turns {
             let segments: Vec<Segment> = (stored..=turn.answer)
-                .map(|index| Segment { id: self.segment_id(index), tokens: messages[index].1 })
+                .map(|index| Segment {
+                    id: self.segment_id(index, messages[index]),
+                    tokens: messages[index].1,
+                })
                 .collect();
             content = self.builder.extend(content, segments);
             stored = turn.answer + 1;
             let arrival = if turn.answer == first_answer {
                 Arrival::At(Timestamp::ZERO)
             } else {
-                Arrival::AfterPrevious { think: self.think.draw_duration(&mut self.rng) }
+                let pause = if turn.asked_by == Role::Tool { &self.tool } else { &self.think };
+                Arrival::AfterPrevious { think: pause.draw_duration(&mut self.rng) }
             };
             self.builder.push(Draft {
                 session: self.sessions,
@@ -149,9 +199,13 @@ impl Conversations {
         self.sessions += 1;
     }
 
-    fn segment_id(&self, message: usize) -> SegmentId {
+    fn segment_id(&self, index: usize, message: Message) -> SegmentId {
         const MESSAGES: u64 = 0x6d65_7373;
-        SegmentId::derive(MESSAGES, self.messages + message as u64)
+        const TEXTS: u64 = 0x7465_7874;
+        match message.2 {
+            Some(text) => SegmentId::derive(TEXTS, text),
+            None => SegmentId::derive(MESSAGES, self.messages + index as u64),
+        }
     }
 
     fn finish(mut self, format: TraceFormat) -> Result<Workload, TraceError> {
@@ -169,6 +223,8 @@ const LONGEST_TOKENS: u32 = 1 << 30;
 struct Turn {
     /// Index of the model's message.
     answer: usize,
+    /// A human or a tool.
+    asked_by: Role,
     prompt_tokens: u32,
     output_tokens: u32,
 }
@@ -184,12 +240,14 @@ fn turns(messages: &[Message]) -> (Vec<Turn>, u32) {
     let mut turns = Vec::new();
     let mut dropped = 0;
     let mut history_tokens = 0_u32;
-    for (index, &Message(role, tokens)) in messages.iter().enumerate() {
-        let answers = index > 0 && messages[index - 1].0 == Role::Human;
-        if role == Role::Model && answers {
+    for (index, &Message(role, tokens, _)) in messages.iter().enumerate() {
+        let before = index.checked_sub(1).map(|before| messages[before].0);
+        let asked_by = before.filter(|before| matches!(before, Role::Human | Role::Tool));
+        if let (Role::Model, Some(asked_by)) = (role, asked_by) {
             if tokens > 0 && history_tokens > 0 {
                 turns.push(Turn {
                     answer: index,
+                    asked_by,
                     prompt_tokens: history_tokens,
                     output_tokens: tokens,
                 });

@@ -136,6 +136,120 @@ fn sharegpt_lengths() {
     assert_eq!((workload.sessions(), workload.dropped()), (2, 0));
 }
 
+/// A prompt of everybody, a first message of two, and a tool.
+const NUMBERED: &str = r#"
+[["s",100,0],["h",20,1],["g",30],["t",40],["g",50],["h",7],["g",9]]
+[["s",100,0],["h",20,1],["g",33]]
+[["s",100,0],["h",20],["g",31]]
+"#;
+
+/// The requests with that many output tokens, in order.
+fn with_output(workload: &Workload, tokens: u32) -> Vec<usize> {
+    let requests = workload.requests().iter();
+    requests.filter(|r| r.output_tokens.0 == tokens).map(|r| r.id.index()).collect()
+}
+
+#[test]
+fn numbered_texts_are_shared_and_tools_are_answered() {
+    let workload = read(TraceFormat::ShareGptLengths, NUMBERED).unwrap();
+    let [first, tool, human, other, third] =
+        [30, 50, 9, 33, 31].map(|tokens| with_output(&workload, tokens)[0]);
+    let request = |index: usize| &workload.requests()[index];
+    let prompt = |index: usize| request(index).prompt_tokens.0;
+    assert_eq!([first, tool, human].map(prompt), [120, 190, 247]);
+    assert_eq!(common_tokens(&workload, first, other), 120);
+    assert_eq!(common_tokens(&workload, first, third), 100, "the same length is not the same text");
+    assert_eq!(common_tokens(&workload, tool, human), 240);
+    assert_eq!(request(first).prefix_key, request(third).prefix_key);
+    assert_ne!(request(first).session_key, request(other).session_key);
+    assert!((think_s(request(tool)) - 1.0).abs() < 1e-9, "a tool takes a second");
+    let think_time_s = Distribution::Constant { value: 4.0 };
+    let tool_time_s = Distribution::Constant { value: 0.5 };
+    let options = TraceOptions { think_time_s, tool_time_s, ..TraceOptions::default() };
+    let workload = TraceFormat::ShareGptLengths.read(NUMBERED.as_bytes(), &options).unwrap();
+    let pauses = [tool, human].map(|index| think_s(&workload.requests()[index]));
+    assert!((pauses[0] - 0.5).abs() < 1e-9 && (pauses[1] - 4.0).abs() < 1e-9, "{pauses:?}");
+}
+
+#[test]
+fn a_number_is_of_one_text() {
+    let of = |text: &str| message(TraceFormat::ShareGptLengths, text);
+    assert_eq!(
+        of("[[\"h\",5,3],[\"g\",1]]\n[[\"h\",6,3],[\"g\",1]]\n"),
+        "line 2: text 3 has 6 tokens, and 5 on line 1; give another text another number"
+    );
+    assert!(of("[[\"h\",5,-3],[\"g\",1]]").starts_with("line 1: not a record"));
+}
+
+#[test]
+fn another_round_is_of_other_people() {
+    let read = |format: TraceFormat, text: &str, rounds: u32| {
+        let rounds = NonZeroU32::new(rounds).unwrap();
+        let options = TraceOptions { rounds, ..TraceOptions::default() };
+        format.read(text.as_bytes(), &options).unwrap()
+    };
+    let workload = read(TraceFormat::ShareGptLengths, NUMBERED, 3);
+    assert_eq!((workload.sessions(), workload.requests().len()), (9, 15));
+    let human = with_output(&workload, 9);
+    assert_eq!(human.len(), 3);
+    assert_eq!(common_tokens(&workload, human[0], human[1]), 120);
+    let third = with_output(&workload, 31);
+    assert_eq!(common_tokens(&workload, third[0], third[2]), 100);
+    let keys = human.iter().map(|&index| workload.requests()[index].session_key);
+    assert_eq!(keys.collect::<std::collections::BTreeSet<_>>().len(), 3);
+
+    let once = read(TraceFormat::Agentic, AGENTIC, 1);
+    let twice = read(TraceFormat::Agentic, AGENTIC, 2);
+    assert_eq!(twice.sessions(), 2 * once.sessions());
+    assert_eq!(twice.dropped(), once.dropped(), "records of the file");
+    let of_length = |tokens: u32| -> Vec<usize> {
+        let requests = twice.requests().iter().filter(|r| r.prompt_tokens.0 == tokens);
+        requests.map(|r| r.id.index()).collect()
+    };
+    let (first, sub) = (of_length(330), of_length(200));
+    assert_eq!(common_tokens(&twice, first[0], first[1]), 128, "tools and system prompt");
+    let of_one: Vec<usize> = sub.iter().map(|&sub| common_tokens(&twice, first[0], sub)).collect();
+    assert!(of_one == [192, 128] || of_one == [128, 192], "a sub-agent of its round: {of_one:?}");
+}
+
+/// A committed trace.
+fn committed(format: TraceFormat, name: &str) -> Workload {
+    let path = format!("{}/../../data/traces/{name}", env!("CARGO_MANIFEST_DIR"));
+    format.read(&std::fs::read(path).unwrap()[..], &TraceOptions::default()).unwrap()
+}
+
+#[test]
+fn tau_bench_has_the_statistics_of_its_text() {
+    let workload = committed(TraceFormat::ShareGptLengths, "tau-bench-airline.jsonl.gz");
+    assert_eq!(workload.dropped(), 0);
+    let stats = TraceStats::new(&workload, BlockSize::new(16).unwrap(), &[]).unwrap();
+    assert_eq!((stats.requests, stats.sessions), (2_454, 200));
+    // Of the text itself, tokenised as a whole: mean 3,051 and 85, and 95.1 % of the tokens in an infinite cache.
+    assert!((stats.input_tokens.mean - 3_051.0).abs() < 1.0, "{stats:?}");
+    assert!((stats.output_tokens.mean - 85.0).abs() < 0.5, "{stats:?}");
+    assert!((stats.hit_rate_infinite_cache - 0.951).abs() < 0.0005, "{stats:?}");
+    // One system prompt, of 1,265 tokens.
+    let first_turns: Vec<usize> =
+        workload.requests().iter().filter(|r| r.turn == 0).map(|r| r.id.index()).collect();
+    assert!(
+        first_turns[1..]
+            .iter()
+            .all(|&turn| common_tokens(&workload, first_turns[0], turn) >= 1_265)
+    );
+}
+
+#[test]
+fn azure_code_has_the_statistics_of_its_publication() {
+    let workload = committed(TraceFormat::Azure, "azure-code-2023.csv.zst");
+    let stats = TraceStats::new(&workload, BlockSize::new(16).unwrap(), &[]).unwrap();
+    assert_eq!((stats.requests, stats.sessions), (8_819, 8_819));
+    assert!((stats.duration_s - 3_436.0).abs() < 1.0, "{stats:?}");
+    assert!((stats.input_tokens.mean - 2_048.0).abs() < 1.0, "{stats:?}");
+    assert!((stats.output_tokens.mean - 27.9).abs() < 0.05, "{stats:?}");
+    assert_eq!((stats.input_tokens.p50, stats.input_tokens.max), (1_469.0, 7_437));
+    assert!(stats.hit_rate_infinite_cache.abs() < f64::EPSILON, "nothing is shared");
+}
+
 #[test]
 fn llmservingsim_shares_real_tokens_exactly() {
     let workload = read(TraceFormat::LlmServingSim, fixture!("llmservingsim.jsonl")).unwrap();
