@@ -84,6 +84,8 @@ impl LeastLoaded {
             | Event::MembershipChanged { candidates } => {
                 self.rebuild(candidates);
             }
+            // No load changes with it.
+            Event::FirstToken { .. } => {}
         }
     }
 

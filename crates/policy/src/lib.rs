@@ -67,6 +67,7 @@ config::rules! {
         LoadCache(LoadCacheConfig),
     }
     arena {
+        adaptive: Adaptive(AdaptiveConfig),
         threshold: Threshold(ThresholdConfig),
         spill_gate: SpillGate(SpillGateConfig),
         dynamo: Dynamo(DynamoConfig),
