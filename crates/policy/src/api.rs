@@ -1,5 +1,7 @@
 //! The door between router and policy.
 
+use std::time::Duration;
+
 use kvroute_types::{BlockHash, InstanceId, LoadSnapshot, RequestId, Timestamp, TokenCount};
 use serde::{Deserialize, Serialize};
 
@@ -69,6 +71,9 @@ pub struct Candidate {
     pub is_last_for_prefix: bool,
     /// Whether the directory's latest request with this session key went here ([`Needs::index`]).
     pub is_last_for_session: bool,
+    /// Time from the decision to this request's first token at the client if it went here and nothing else were sent
+    /// after it: from the engine's true state, so known to the simulator only ([`Needs::true_ttft`]), else `None`.
+    pub true_ttft: Option<Duration>,
     /// Sequence number of the latest decision that chose it; 0 if none has. Unique but for 0.
     pub last_chosen: u64,
 }
@@ -90,6 +95,7 @@ impl Candidate {
             matched_tokens: 0,
             is_last_for_prefix: false,
             is_last_for_session: false,
+            true_ttft: None,
             last_chosen: 0,
         }
     }
@@ -129,6 +135,8 @@ pub struct Needs {
     pub load: bool,
     /// `load.kv_cache_usage` (costly to read in the simulator: it changes at every decode step).
     pub kv_cache_usage: bool,
+    /// `true_ttft`, which no gateway can know: the policy is for the simulator only.
+    pub true_ttft: bool,
 }
 
 /// A change that policies with a running order of instances must hear of.
@@ -142,7 +150,7 @@ pub enum Event<'a> {
         candidates: &'a [Candidate],
     },
     /// The load, eligibility or `last_chosen` of one instance changed. A first token, which changes the tokens in flight
-    /// and what is decoding, is not told of.
+    /// and what is decoding, is not told of, nor what is filled in for one decision (matches, `true_ttft`).
     CandidateChanged {
         /// The table.
         candidates: &'a [Candidate],
@@ -188,11 +196,13 @@ pub enum Reason {
     Rebalanced,
     /// The session was there before.
     Sticky,
+    /// Its first token comes first, by the engines' true state.
+    LeastTtft,
 }
 
 impl Reason {
     /// All reasons.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Rotation,
         Self::LeastLoaded,
         Self::LesserOfTwo,
@@ -205,6 +215,7 @@ impl Reason {
         Self::Spilled,
         Self::Rebalanced,
         Self::Sticky,
+        Self::LeastTtft,
     ];
 
     /// The name in receipts, records and metrics.
@@ -222,6 +233,7 @@ impl Reason {
             Self::Spilled => "spilled",
             Self::Rebalanced => "rebalanced",
             Self::Sticky => "sticky",
+            Self::LeastTtft => "least-ttft",
         }
     }
 }
