@@ -56,6 +56,8 @@ proptest! {
         share in 0.0..1.0,
     ) {
         let workload = recipe.workload();
+        let longest = config.engine.max_model_len;
+        prop_assume!(workload.requests().iter().all(|it| it.prompt_tokens.0 < longest));
         let plan = Plan::new(&workload, config.engine.block_size).unwrap();
         let last = workload.requests().iter().rev().find_map(|request| match request.arrival {
             Arrival::At(at) => Some((at, request.id)),
@@ -88,7 +90,7 @@ fn it_foretells_what_is_worked_out_by_hand() {
     // 2,048 tokens fit a step. The first prompt takes 2 steps, to 20 ms.
     let workload = by_hand(&[(0, 3_000, 1, 1), (6, 100, 1, 2), (100, 3_000, 1, 1)]);
     let plan = Plan::new(&workload, ten_ms_steps(2).engine.block_size).unwrap();
-    let ms = |at| Timestamp::from_nanos(at * 1_000_000);
+    let ms = |at: u64| Timestamp::from_nanos(at * 1_000_000);
     let ttfts = |config: &SimConfig, now, id| -> Vec<u64> {
         let mut cluster = at(config, &workload, &plan, ms(now));
         let ttfts = foretold(&mut cluster, ms(now), RequestId(id));
