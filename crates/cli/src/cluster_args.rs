@@ -185,8 +185,33 @@ pub(crate) fn several(name: &str) -> Option<Vec<PolicyConfig>> {
     }
 }
 
-/// `NAME[:KEY=VALUE,…]…`; at their defaults, `all` is for the six policies, and `arena` for these and the rules of the field.
+/// Those of [`several`] that a gateway can run.
+pub(crate) fn several_live(name: &str) -> Option<Vec<PolicyConfig>> {
+    let mut policies = several(name)?;
+    policies.retain(|policy| !policy.is_simulation_only());
+    Some(policies)
+}
+
+/// `NAME[:KEY=VALUE,…]…`; at their defaults, `all` is for the six policies, and `arena` for these, the rules of the field and
+/// the oracle.
 pub(crate) fn policies(names: &[String]) -> Result<Vec<PolicyConfig>, Failure> {
+    named(names, several)
+}
+
+/// [`policies`] where a gateway's decisions are made: `arena` leaves out what only the simulator can run, and it is an error
+/// to name it.
+pub(crate) fn live_policies(names: &[String]) -> Result<Vec<PolicyConfig>, Failure> {
+    let policies = named(names, several_live)?;
+    for policy in &policies {
+        policy.validate_live().map_err(Failure::usage)?;
+    }
+    Ok(policies)
+}
+
+fn named(
+    names: &[String],
+    several: impl Fn(&str) -> Option<Vec<PolicyConfig>>,
+) -> Result<Vec<PolicyConfig>, Failure> {
     let mut policies = Vec::new();
     for name in names {
         match several(name) {

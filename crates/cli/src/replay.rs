@@ -12,7 +12,7 @@ use kvroute_decision_log::{
 use kvroute_policy::PolicyConfig;
 use serde::Serialize;
 
-use crate::cluster_args::{policies, several};
+use crate::cluster_args::{live_policies, several_live};
 use crate::failure::Failure;
 use crate::output::{Format, write_json, write_rows};
 
@@ -27,7 +27,7 @@ pub(crate) struct ReplayArgs {
     #[arg(value_name = "RECEIPTS")]
     receipts: PathBuf,
 
-    /// Policies to compare with: names with optional parameters, all or arena (as in `simulate`) [default: none, the log is only checked].
+    /// Policies to compare with: names with optional parameters, all or arena (as in `simulate`, without oracle) [default: none, the log is only checked].
     #[arg(long, value_name = "NAME", num_args = 1..)]
     policy: Vec<String>,
 
@@ -62,7 +62,7 @@ struct PolicyRow {
 }
 
 pub(crate) fn run(args: &ReplayArgs) -> Result<(), Failure> {
-    let policies = policies(&args.policy)?;
+    let policies = live_policies(&args.policy)?;
     let (comparison, is_cut) = read(args, &policies)?;
     let summary = comparison.summary();
     eprintln!("{} of {} decisions reproduced", summary.reproduced, summary.decisions);
@@ -151,7 +151,7 @@ const HEADER: [&str; 8] = [
 
 /// `asked` are the policies as they were asked for, which tells those of one name apart.
 fn rows(report: &Report, asked: &[String]) -> Vec<Vec<String>> {
-    let names = asked.iter().flat_map(|name| match several(name) {
+    let names = asked.iter().flat_map(|name| match several_live(name) {
         Some(several) => several.iter().map(PolicyConfig::name).collect(),
         None => vec![name.as_str()],
     });

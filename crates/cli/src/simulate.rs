@@ -32,7 +32,7 @@ pub(crate) struct SimulateArgs {
     workload: WorkloadArgs,
 
     /// Routing policies: names with optional parameters (load-cache:alpha=0.5,beta=0.5); all for the six, arena for
-    /// these and the rules of other projects.
+    /// these, the rules of other projects and the oracle.
     #[arg(long, value_name = "NAME", num_args = 1.., default_value = "all")]
     policy: Vec<String>,
 

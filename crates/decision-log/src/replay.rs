@@ -54,7 +54,7 @@ impl Replay {
     /// A replay under this policy from beginning to end.
     ///
     /// # Errors
-    /// If its parameters, or the start's settings, are out of range.
+    /// If its parameters, or the start's settings, are out of range, or the policy is one for simulations.
     pub fn counterfactual(start: &Start, policy: PolicyConfig) -> Result<Self, ReplayError> {
         Self::new(start, policy, false)
     }
@@ -63,6 +63,7 @@ impl Replay {
         let Start { seed, router, policy: _, format: _, version: _ } = start;
         // Receipts decide nothing.
         let config = RouterConfig { receipts: false, ..router.clone() };
+        policy.validate_live()?;
         let router = Router::new(config, policy.build(*seed)?, *seed)?;
         Ok(Self { router, tickets: HashMap::default(), seed: *seed, follows_policy })
     }

@@ -30,6 +30,23 @@ pub(crate) struct BlockPool {
     free: u32,
     cached: CachedBlocks,
     events: Option<Vec<CacheEvent>>,
+    /// What to undo, oldest first, to be back at the mark; `None` without one.
+    journal: Option<Vec<Undo>>,
+    /// `free` and `events` at the mark.
+    at_mark: (u32, Option<Vec<CacheEvent>>),
+    /// Kept for its memory.
+    spare_journal: Vec<Undo>,
+}
+
+/// Takes back one change since the mark.
+#[derive(Clone, Copy, Debug)]
+enum Undo {
+    /// The block was like this.
+    Block { id: u32, block: Block },
+    /// The block was registered under the key.
+    Registered { key: BlockKey, id: u32 },
+    /// The block was taken from among the holders of the key, where it stood at `place`.
+    Unregistered { key: BlockKey, id: u32, place: usize },
 }
 
 impl BlockPool {
@@ -46,7 +63,34 @@ impl BlockPool {
             free: kv_blocks - 1,
             cached: CachedBlocks::new(),
             events: with_events.then(Vec::new),
+            journal: None,
+            at_mark: (0, None),
+            spare_journal: Vec::new(),
         }
+    }
+
+    /// Begins to keep what [`BlockPool::rewind`] needs; no events are reported until then.
+    pub(crate) fn mark(&mut self) {
+        debug_assert!(self.journal.is_none(), "one mark at a time");
+        self.journal = Some(std::mem::take(&mut self.spare_journal));
+        self.at_mark = (self.free, self.events.take());
+    }
+
+    /// Back to the mark, with work proportional to the changes since; false, and nothing done, if there is none.
+    pub(crate) fn rewind(&mut self) -> bool {
+        let Some(mut journal) = self.journal.take() else { return false };
+        for undo in journal.drain(..).rev() {
+            match undo {
+                Undo::Block { id, block } => self.blocks[id as usize] = block,
+                Undo::Registered { key, id } => {
+                    self.cached.remove(key, id);
+                }
+                Undo::Unregistered { key, id, place } => self.cached.insert_at(key, id, place),
+            }
+        }
+        self.spare_journal = journal;
+        (self.free, self.events) = std::mem::take(&mut self.at_mark);
+        true
     }
 
     /// Blocks that can be handed out now.
@@ -77,7 +121,7 @@ impl BlockPool {
             if self.blocks[id as usize].refs == 0 {
                 self.unlink(id);
             }
-            self.blocks[id as usize].refs += 1;
+            self.block_mut(id).refs += 1;
         }
     }
 
@@ -86,29 +130,33 @@ impl BlockPool {
         assert!(count <= self.free, "allocating {count} blocks with {} free", self.free);
         let mut id = self.blocks[NULL_BLOCK as usize].next;
         for _ in 0..count {
-            let block = &mut self.blocks[id as usize];
+            let block = self.block_mut(id);
             block.refs = 1;
             table.push(id);
             let next = block.next;
-            if block.key != NO_KEY {
-                let key = BlockKey(std::mem::replace(&mut block.key, NO_KEY));
-                self.cached.remove(key, id);
+            let key = std::mem::replace(&mut block.key, NO_KEY);
+            if key != NO_KEY {
+                let key = BlockKey(key);
+                self.unregister(key, id);
                 if let Some(events) = &mut self.events {
                     events.push(CacheEvent::Removed { key });
                 }
             }
             id = next;
         }
-        self.blocks[NULL_BLOCK as usize].next = id;
-        self.blocks[id as usize].prev = NULL_BLOCK;
+        self.block_mut(NULL_BLOCK).next = id;
+        self.block_mut(id).prev = NULL_BLOCK;
         self.free -= count;
     }
 
     /// Registers `block` under `key`, as its first content (R14, R21).
     pub(crate) fn register(&mut self, block: u32, key: BlockKey) {
         debug_assert_eq!(self.blocks[block as usize].key, NO_KEY, "a block is registered once");
-        self.blocks[block as usize].key = key.0;
+        self.block_mut(block).key = key.0;
         self.cached.insert(key, block);
+        if let Some(journal) = &mut self.journal {
+            journal.push(Undo::Registered { key, id: block });
+        }
     }
 
     /// Reports one registration call: all blocks it covered (R68).
@@ -133,26 +181,28 @@ impl BlockPool {
         let mut after = NULL_BLOCK;
         let mut tail = self.blocks[NULL_BLOCK as usize].prev;
         for &id in table.iter().rev() {
-            let block = &mut self.blocks[id as usize];
+            let block = self.block_mut(id);
             block.refs -= 1;
-            if block.refs > 0 {
+            let Block { key, refs, .. } = *block;
+            if refs > 0 {
                 continue;
             }
             self.free += 1;
-            if block.key == NO_KEY {
+            if key == NO_KEY {
                 self.link_after(after, id);
                 if tail == after {
                     tail = id;
                 }
                 after = id;
             } else {
+                let block = &mut self.blocks[id as usize];
                 block.prev = tail;
                 block.next = NULL_BLOCK;
-                self.blocks[tail as usize].next = id;
+                self.block_mut(tail).next = id;
                 tail = id;
             }
         }
-        self.blocks[NULL_BLOCK as usize].prev = tail;
+        self.block_mut(NULL_BLOCK).prev = tail;
     }
 
     /// Empties the prefix cache if no block is in use; the queue keeps its order (R13).
@@ -160,10 +210,13 @@ impl BlockPool {
         if self.free as usize != self.blocks.len() - 1 {
             return false;
         }
-        for block in &mut self.blocks {
-            block.key = NO_KEY;
+        for id in 0..self.blocks.len() {
+            let id = u32::try_from(id).expect("block ids are 32 bits");
+            if self.blocks[id as usize].key != NO_KEY {
+                let key = std::mem::replace(&mut self.block_mut(id).key, NO_KEY);
+                self.unregister(BlockKey(key), id);
+            }
         }
-        self.cached.clear();
         if let Some(events) = &mut self.events {
             events.push(CacheEvent::Cleared);
         }
@@ -175,19 +228,37 @@ impl BlockPool {
         self.events.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
+    /// The block, to be changed.
+    fn block_mut(&mut self, id: u32) -> &mut Block {
+        let block = &mut self.blocks[id as usize];
+        if let Some(journal) = &mut self.journal {
+            journal.push(Undo::Block { id, block: *block });
+        }
+        block
+    }
+
+    /// Takes the block from among the holders of the key.
+    fn unregister(&mut self, key: BlockKey, id: u32) {
+        let place = self.cached.remove(key, id);
+        if let Some(journal) = &mut self.journal {
+            journal.push(Undo::Unregistered { key, id, place });
+        }
+    }
+
     fn unlink(&mut self, id: u32) {
         let Block { prev, next, .. } = self.blocks[id as usize];
-        self.blocks[prev as usize].next = next;
-        self.blocks[next as usize].prev = prev;
+        self.block_mut(prev).next = next;
+        self.block_mut(next).prev = prev;
         self.free -= 1;
     }
 
     fn link_after(&mut self, prev: u32, id: u32) {
         let next = self.blocks[prev as usize].next;
-        self.blocks[id as usize].prev = prev;
-        self.blocks[id as usize].next = next;
-        self.blocks[prev as usize].next = id;
-        self.blocks[next as usize].prev = id;
+        let block = self.block_mut(id);
+        block.prev = prev;
+        block.next = next;
+        self.block_mut(prev).next = id;
+        self.block_mut(next).prev = id;
     }
 
     /// The free queue from head to tail.

@@ -78,8 +78,25 @@ impl CachedBlocks {
         }
     }
 
-    /// Takes `block` out of the holders of `key`, where it must be.
-    pub(crate) fn remove(&mut self, key: BlockKey, block: u32) {
+    /// Registers `block` as a holder of `key` with `place` holders before it: undoes a [`CachedBlocks::remove`].
+    pub(crate) fn insert_at(&mut self, key: BlockKey, block: u32, place: usize) {
+        let page = self.page_or_new(key.0 / PAGE);
+        let entry = &mut self.pages[page as usize].entries[(key.0 % PAGE) as usize];
+        if *entry == NONE {
+            return self.insert(key, block);
+        }
+        let copies = self.duplicates.entry(key.0).or_default();
+        if place == 0 {
+            copies.insert(0, *entry & !HAS_DUPLICATES);
+            *entry = block | HAS_DUPLICATES;
+        } else {
+            copies.insert(place - 1, block);
+            *entry |= HAS_DUPLICATES;
+        }
+    }
+
+    /// Takes `block` out of the holders of `key`, where it must be; returns how many stood before it.
+    pub(crate) fn remove(&mut self, key: BlockKey, block: u32) -> usize {
         let number = key.0 / PAGE;
         let index = self.page(number).expect("a registered block's key has a page");
         let page = &mut self.pages[index as usize];
@@ -92,18 +109,10 @@ impl CachedBlocks {
                 self.free_pages.push(index);
                 self.last = None;
             }
+            0
         } else {
-            self.remove_duplicate(key, block, index);
+            self.remove_duplicate(key, block, index)
         }
-    }
-
-    /// Forgets everything.
-    pub(crate) fn clear(&mut self) {
-        self.directory.clear();
-        self.pages.clear();
-        self.free_pages.clear();
-        self.duplicates.clear();
-        self.last = None;
     }
 
     /// Number of distinct keys held.
@@ -112,19 +121,22 @@ impl CachedBlocks {
         self.directory.values().map(|&page| self.pages[page as usize].live as usize).sum()
     }
 
-    fn remove_duplicate(&mut self, key: BlockKey, block: u32, page: u32) {
+    fn remove_duplicate(&mut self, key: BlockKey, block: u32, page: u32) -> usize {
         let copies = self.duplicates.get_mut(&key.0).expect("a flagged key has further copies");
         let entry = &mut self.pages[page as usize].entries[(key.0 % PAGE) as usize];
-        if *entry & !HAS_DUPLICATES == block {
+        let place = if *entry & !HAS_DUPLICATES == block {
             *entry = copies.remove(0) | HAS_DUPLICATES;
+            0
         } else {
             let at = copies.iter().position(|&b| b == block).expect("the block holds the key");
             copies.remove(at);
-        }
+            at + 1
+        };
         if copies.is_empty() {
             *entry &= !HAS_DUPLICATES;
             self.duplicates.remove(&key.0);
         }
+        place
     }
 
     fn page(&mut self, number: u32) -> Option<u32> {
@@ -170,7 +182,7 @@ mod tests {
     proptest! {
         /// Against the plain thing: a map from key to the ordered list of its holders.
         #[test]
-        fn agrees_with_a_plain_map(ops in prop::collection::vec((0u32..80, 0u32..4), 1..400)) {
+        fn agrees_with_a_plain_map(ops in prop::collection::vec((0u32..80, 0u32..5), 1..400)) {
             let mut map = CachedBlocks::new();
             let mut naive: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
             let mut next_block = 1;
@@ -181,8 +193,13 @@ mod tests {
                     holders.push(next_block);
                     next_block += 1;
                 } else {
-                    let block = holders.remove((op as usize + next_block as usize) % holders.len());
-                    map.remove(BlockKey(key), block);
+                    let place = (op as usize + next_block as usize) % holders.len();
+                    let block = holders.remove(place);
+                    prop_assert_eq!(map.remove(BlockKey(key), block), place);
+                    if op == 3 {
+                        map.insert_at(BlockKey(key), block, place);
+                        holders.insert(place, block);
+                    }
                 }
                 naive.retain(|_, holders| !holders.is_empty());
                 prop_assert_eq!(map.distinct_keys(), naive.len());

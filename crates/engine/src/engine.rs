@@ -19,7 +19,7 @@ use crate::stats::{Counters, EngineOutput, GaugeTotals, Gauges};
 #[derive(Debug)]
 pub struct Engine {
     pub(crate) scheduler: Scheduler,
-    step_model: StepModel,
+    pub(crate) step_model: StepModel,
     /// Arrivals and aborts not yet taken in, in time order.
     pub(crate) inputs: VecDeque<(Timestamp, Input)>,
     /// Batches formed and not yet processed, oldest first: it runs, the others follow.
@@ -31,16 +31,16 @@ pub struct Engine {
     /// Latest time that anything came in with them.
     pub(crate) taken_in: Timestamp,
     /// Number of engines that share the device and are busy now, this one included: steps take that many times longer.
-    slowdown: u32,
+    pub(crate) slowdown: u32,
     pub(crate) leap: Option<Leap>,
     /// Times between two tokens of one request, ns.
     pub(crate) inter_token_ns: Histogram<u64>,
-    spare_batches: Vec<Batch>,
+    pub(crate) spare_batches: Vec<Batch>,
     /// `fixed_s` of the latest `(tokens, sampled)`: it rarely changes from one step to the next.
-    fixed_s: (u32, u32, f64),
+    pub(crate) fixed_s: (u32, u32, f64),
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Input {
     Submit(EngineRequest),
     Abort(RequestId),
@@ -71,10 +71,14 @@ impl Engine {
     ///
     /// # Errors
     /// [`InvalidEngineConfig`] if vLLM would not start with these settings.
-    #[expect(clippy::missing_panics_doc, reason = "3 significant digits are always accepted")]
     pub fn new(config: EngineConfig, step_model: StepModel) -> Result<Self, InvalidEngineConfig> {
         config.validate()?;
-        Ok(Self {
+        Ok(Self::unchecked(config, step_model))
+    }
+
+    /// [`Engine::new`] with settings that are taken as they are.
+    pub(crate) fn unchecked(config: EngineConfig, step_model: StepModel) -> Self {
+        Self {
             scheduler: Scheduler::new(config),
             step_model,
             inputs: VecDeque::new(),
@@ -87,7 +91,7 @@ impl Engine {
             inter_token_ns: Histogram::new(3).expect("3 significant digits are allowed"),
             spare_batches: Vec::new(),
             fixed_s: (0, 0, 0.0),
-        })
+        }
     }
 
     /// Its settings.

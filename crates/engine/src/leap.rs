@@ -19,7 +19,7 @@ use crate::waiting::Slot;
 const MIN_STEPS: u32 = 3;
 
 /// A planned run of equal decode steps, partly taken.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Leap {
     /// When the first step after the leap is due.
     pub(crate) end: Timestamp,
@@ -63,7 +63,7 @@ impl Context {
 }
 
 /// Which requests touch a block boundary, by step modulo the block size, in running order.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Crossings {
     /// `slots[starts[phase]..starts[phase + 1]]` are those of one phase.
     starts: Vec<u32>,

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use crate::request::Status;
 use crate::{
-    Counters, Engine, EngineConfig, EngineOutput, EngineRequest, GaugeTotals, Gauges,
+    Counters, Engine, EngineConfig, EngineOutput, EngineRequest, GaugeTotals, Gauges, Mark,
     SchedulingPolicy,
 };
 
@@ -152,6 +152,16 @@ struct Seen {
 
 /// Runs the arrivals through an engine, checking invariants at every stop.
 fn run(config: &EngineConfig, arrivals: &[Arrival], slowdowns: bool) -> Seen {
+    run_with(config, arrivals, slowdowns, |_, _, _| ())
+}
+
+/// [`run`], with `also` done to the engine before the input of the given number, at its time.
+fn run_with(
+    config: &EngineConfig,
+    arrivals: &[Arrival],
+    slowdowns: bool,
+    mut also: impl FnMut(&mut Engine, Timestamp, u32),
+) -> Seen {
     let mut engine = Engine::new(config.clone(), step_model()).unwrap();
     let mut outputs = Vec::new();
     let mut gauges = Vec::new();
@@ -172,21 +182,9 @@ fn run(config: &EngineConfig, arrivals: &[Arrival], slowdowns: bool) -> Seen {
         if slowdowns {
             engine.set_slowdown(at, 1 + number % 3);
         }
+        also(&mut engine, at, number);
         match submit {
-            Some(arrival) => engine
-                .submit(
-                    at,
-                    EngineRequest {
-                        id: RequestId(number),
-                        chain: chain(number, arrival, config.block_size.get()),
-                        prompt_tokens: arrival.prompt,
-                        max_tokens: arrival.max_tokens,
-                        stop_after: arrival.stop_after,
-                        priority: arrival.priority,
-                        skip_reading_prefix_cache: number % 11 == 10,
-                    },
-                )
-                .unwrap(),
+            Some(arrival) => engine.submit(at, request(config, number, arrival)).unwrap(),
             None => engine.abort(at, RequestId(number)),
         }
     }
@@ -202,6 +200,18 @@ fn run(config: &EngineConfig, arrivals: &[Arrival], slowdowns: bool) -> Seen {
         totals: engine.gauge_totals(now),
         gaps: gaps.iter_recorded().map(|v| (v.value_iterated_to(), v.count_at_value())).collect(),
         free_queue: engine.scheduler.pool.free_queue(),
+    }
+}
+
+fn request(config: &EngineConfig, number: u32, arrival: &Arrival) -> EngineRequest {
+    EngineRequest {
+        id: RequestId(number),
+        chain: chain(number, arrival, config.block_size.get()),
+        prompt_tokens: arrival.prompt,
+        max_tokens: arrival.max_tokens,
+        stop_after: arrival.stop_after,
+        priority: arrival.priority,
+        skip_reading_prefix_cache: number % 11 == 10,
     }
 }
 
@@ -253,6 +263,36 @@ proptest! {
         let leaping = run(&config, &arrivals, slowdowns);
         let stepping = run(&EngineConfig { leap: false, ..config }, &arrivals, slowdowns);
         prop_assert_eq!(leaping, stepping);
+    }
+
+    /// An engine that was used for something else after a mark, and rewound, is as if it had not been.
+    #[test]
+    fn a_rewound_engine_is_as_it_was(
+        config in configs(),
+        arrivals in arrivals(),
+        slowdowns in any::<bool>(),
+        others in arrivals(),
+    ) {
+        let mut mark = Mark::new();
+        let seen = run_with(&config, &arrivals, slowdowns, |engine, at, number| {
+            engine.mark(&mut mark);
+            let (mut now, mut outputs) = (at, Vec::new());
+            let others = others.iter().cycle().skip(number as usize).take(3);
+            for (other, arrival) in (50 * (number + 1)..).zip(others) {
+                engine.submit(now, request(&config, other, arrival)).unwrap();
+                now = now.plus_nanos(u64::from(arrival.gap_us) * 1_000);
+                advance_checking_visibility(engine, now, &mut outputs);
+                check(engine);
+            }
+            engine.reset_prefix_cache(now, number % 2 == 0);
+            engine.abort(now, RequestId(number));
+            engine.advance(now.plus_nanos(30_000_000), &mut outputs);
+            check(engine);
+            engine.rewind(&mut mark);
+            engine.rewind(&mut mark);
+            check(engine);
+        });
+        prop_assert_eq!(seen, run(&config, &arrivals, slowdowns));
     }
 
     /// Every request ends once, with all its tokens; hit + computed = prompt; never the last token; counted once.

@@ -41,7 +41,7 @@ pub(crate) enum Status {
 }
 
 /// Engine-side state. Letters in the docs are the specification's.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Request {
     pub(crate) id: RequestId,
     pub(crate) chain: BlockChain,
@@ -124,6 +124,13 @@ impl Request {
             first_token: None,
             last_token: Timestamp::ZERO,
         }
+    }
+
+    /// Becomes a copy of `other`, keeping the table's memory.
+    pub(crate) fn copy_from(&mut self, other: &Self) {
+        let mut table = std::mem::take(&mut self.table);
+        table.clone_from(&other.table);
+        *self = Self { table, chain: other.chain.clone(), ..*other };
     }
 
     /// T: all known tokens.

@@ -32,6 +32,15 @@ pub(crate) struct Batch {
     pub(crate) whole_decode_of: Option<ListVersion>,
 }
 
+impl Batch {
+    /// Becomes a copy of `other`, keeping the memory of the items.
+    pub(crate) fn copy_from(&mut self, other: &Self) {
+        let mut items = std::mem::take(&mut self.items);
+        items.clone_from(&other.items);
+        *self = Self { items, ..*other };
+    }
+}
+
 /// Counts changes of the running list.
 pub(crate) type ListVersion = u64;
 
@@ -97,6 +106,50 @@ impl Scheduler {
             formed: Vec::new(),
             config,
         }
+    }
+
+    /// Becomes a copy of `other` but for the block pool, keeping the memory it has.
+    pub(crate) fn copy_from(&mut self, other: &Self) {
+        let Self {
+            config,
+            pool: _,
+            requests,
+            free_slots,
+            running,
+            running_version,
+            waiting,
+            blocked,
+            unfinished,
+            finished_since_step,
+            deferred,
+            counters,
+            gauges,
+            gauge_totals,
+            spare_tables: _,
+            hits: _,
+            #[cfg(test)]
+            formed,
+        } = other;
+        self.config.clone_from(config);
+        let known = requests.len().min(self.requests.len());
+        self.requests.truncate(known);
+        for (copy, request) in self.requests.iter_mut().zip(requests) {
+            copy.copy_from(request);
+        }
+        self.requests.extend_from_slice(&requests[known..]);
+        self.free_slots.clone_from(free_slots);
+        self.running.clone_from(running);
+        self.running_version = *running_version;
+        self.waiting.copy_from(waiting);
+        self.blocked = *blocked;
+        self.unfinished = *unfinished;
+        self.finished_since_step = *finished_since_step;
+        self.deferred = *deferred;
+        self.counters = *counters;
+        self.gauges = *gauges;
+        self.gauge_totals = *gauge_totals;
+        #[cfg(test)]
+        self.formed.clone_from(formed);
     }
 
     /// Whether a step is due: requests exist, or ended ones must be flushed (R41).

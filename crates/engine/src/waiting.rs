@@ -13,7 +13,7 @@ pub(crate) type Slot = u32;
 pub(crate) type PriorityKey = (i32, Timestamp, RequestId);
 
 /// Requests that wait for admission, next first.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum WaitingQueue {
     Fcfs(VecDeque<Slot>),
     Priority(BTreeMap<PriorityKey, Slot>),
@@ -24,6 +24,14 @@ impl WaitingQueue {
         match policy {
             SchedulingPolicy::Fcfs => Self::Fcfs(VecDeque::new()),
             SchedulingPolicy::Priority => Self::Priority(BTreeMap::new()),
+        }
+    }
+
+    /// Becomes a copy of `other`, keeping its memory where it can.
+    pub(crate) fn copy_from(&mut self, other: &Self) {
+        match (self, other) {
+            (Self::Fcfs(queue), Self::Fcfs(other)) => queue.clone_from(other),
+            (queue, other) => *queue = other.clone(),
         }
     }
 

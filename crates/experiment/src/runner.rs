@@ -16,7 +16,7 @@ use kvroute_workload::Workload;
 use crate::capacity::{Search, capacity};
 use crate::plan::{Plan, PlannedCondition, PlannedLoad, RunId, Scene};
 use crate::scene::{Finished, Prepared, config, experiment_run, run_cold, run_kept};
-use crate::spec::SpecFault;
+use crate::spec::{LabelledPolicy, SpecFault};
 use crate::store::{Shard, Store, StoreFault};
 
 /// How an experiment is run.
@@ -221,6 +221,9 @@ pub fn run(
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<(), RunFault> {
     let wanted = plan.wanted(&options.only);
+    if options.live.is_some() {
+        check_live(plan, &wanted)?;
+    }
     let of_part = |scene: usize, seed: u64| {
         options
             .shard
@@ -262,6 +265,19 @@ pub fn run(
         Ok(())
     };
     for_each(options.threads, &units, |unit| run_unit(plan, options, unit, &rates, &keep))
+}
+
+/// Refuses policies that only the simulator can run, before anything is run.
+fn check_live(plan: &Plan, wanted: &[(usize, usize, usize)]) -> Result<(), RunFault> {
+    for &(scene, _, policy) in wanted {
+        let LabelledPolicy { config, label } = &plan.policies[policy];
+        config.validate_live().map_err(|fault| RunFault::Live {
+            policy: label.clone(),
+            workload: plan.sources[plan.scenes[scene].source].name.clone(),
+            what: format!("{fault}, or leave its cells out with --only"),
+        })?;
+    }
+    Ok(())
 }
 
 /// All results, in the order of the plan; those that are missing are left out.

@@ -6,7 +6,8 @@ use std::sync::Mutex;
 use kvroute_lab::{ExperimentResults, Machine, Manifest};
 
 use crate::{
-    CellFilter, ExperimentSpec, Options, Plan, Progress, Shard, Store, StoreFault, results, run,
+    CellFilter, ExperimentSpec, Live, LiveOutcome, LiveRun, Options, Plan, Progress, Shard, Store,
+    StoreFault, results, run,
 };
 
 const CHAT: &str = r#"
@@ -101,6 +102,27 @@ fn results_come_in_the_order_of_the_file_whatever_the_threads() {
     // A distribution for each run, a timeline for the first seed.
     assert!(results.runs.iter().all(|run| run.ttft_quantiles.as_ref().unwrap().ms.len() == 101));
     assert!(results.runs.iter().all(|run| run.timeline.is_some() == (run.result.seed == 0)));
+}
+
+/// Fails a test that plays anything.
+struct Unplayed;
+
+impl Live for Unplayed {
+    fn run(&self, run: &LiveRun<'_>) -> Result<LiveOutcome, String> {
+        panic!("{} was played", run.config.policy.name())
+    }
+}
+
+#[test]
+fn a_live_run_of_what_only_the_simulator_can_run_is_refused_before_any_other() {
+    let plan = plan(CHAT, &["policies=[\"round-robin\", \"oracle\"]"]);
+    let directory = tempfile::tempdir().unwrap();
+    let mut store = Store::open(directory.path(), Shard::WHOLE, &manifest(&plan)).unwrap();
+    let live = Options { live: Some(&Unplayed), ..options(1) };
+    let refused = run(&plan, &mut store, &live, &|_| panic!("something was run")).unwrap_err();
+    let refused = refused.to_string();
+    assert!(refused.contains("only a simulation knows"), "{refused}");
+    assert!(refused.contains("--only"), "{refused}");
 }
 
 #[test]

@@ -454,7 +454,7 @@ pub enum InvalidConfig {
         /// What was given.
         value: f64,
     },
-    /// In the policy's parameters.
+    /// In the policy's parameters, or it is one for simulations.
     #[error("in the policy")]
     Policy(#[source] InvalidPolicy),
     /// In the staleness of the cache directory.
@@ -473,7 +473,7 @@ impl GatewayConfig {
     pub fn validate(&self) -> Result<(), InvalidConfig> {
         self.check_instances()?;
         self.check_numbers()?;
-        self.policy.validate().map_err(InvalidConfig::Policy)?;
+        self.policy.validate_live().map_err(InvalidConfig::Policy)?;
         self.index.signal.validate().map_err(InvalidConfig::Index)?;
         self.load_signal().validate().map_err(InvalidConfig::Load)?;
         if let Some(url) = &self.tracing.otlp_endpoint {
@@ -672,5 +672,6 @@ mod tests {
         assert!(error("[tracing]\notlp_endpoint = \"localhost\"").contains("http://HOST:PORT"));
         assert!(error("[tracing]\nsample_ratio = 1.5").contains("tracing.sample_ratio is 1.5"));
         assert!(error("[load]\nrefresh_s = -1.0").contains("in load"));
+        assert!(error("[policy]\nkind = \"oracle\"").contains("in the policy"));
     }
 }

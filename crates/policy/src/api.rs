@@ -71,6 +71,9 @@ pub struct Candidate {
     pub is_last_for_prefix: bool,
     /// Whether the directory's latest request with this session key went here ([`Needs::index`]).
     pub is_last_for_session: bool,
+    /// Time from the decision to this request's first token at the client if it went here and nothing else were sent
+    /// after it: from the engine's true state, so known to the simulator only ([`Needs::true_ttft`]), else `None`.
+    pub true_ttft: Option<Duration>,
     /// Sequence number of the latest decision that chose it; 0 if none has. Unique but for 0.
     pub last_chosen: u64,
 }
@@ -92,6 +95,7 @@ impl Candidate {
             matched_tokens: 0,
             is_last_for_prefix: false,
             is_last_for_session: false,
+            true_ttft: None,
             last_chosen: 0,
         }
     }
@@ -124,6 +128,7 @@ pub enum LoadSignal {
 
 /// Signals a policy reads; the router skips the work for the rest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each signal is asked for by itself")]
 pub struct Needs {
     /// `matched_blocks`, `matched_tokens`, `is_last_for_prefix`, `is_last_for_session`.
     pub index: bool,
@@ -131,6 +136,8 @@ pub struct Needs {
     pub load: bool,
     /// `load.kv_cache_usage` (costly to read in the simulator: it changes at every decode step).
     pub kv_cache_usage: bool,
+    /// `true_ttft`, which no gateway can know: the policy is for the simulator only.
+    pub true_ttft: bool,
 }
 
 /// A change that policies with a running order of instances must hear of.
@@ -143,7 +150,8 @@ pub enum Event<'a> {
         /// The table.
         candidates: &'a [Candidate],
     },
-    /// The load, eligibility or `last_chosen` of one instance changed.
+    /// The load, eligibility or `last_chosen` of one instance changed. What is filled in for one decision (matches,
+    /// `true_ttft`) is not told of.
     CandidateChanged {
         /// The table.
         candidates: &'a [Candidate],
@@ -204,11 +212,13 @@ pub enum Reason {
     Rebalanced,
     /// The session was there before.
     Sticky,
+    /// Its first token comes first, by the engines' true state.
+    LeastTtft,
 }
 
 impl Reason {
     /// All reasons.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Rotation,
         Self::LeastLoaded,
         Self::LesserOfTwo,
@@ -221,6 +231,7 @@ impl Reason {
         Self::Spilled,
         Self::Rebalanced,
         Self::Sticky,
+        Self::LeastTtft,
     ];
 
     /// The name in receipts, records and metrics.
@@ -238,6 +249,7 @@ impl Reason {
             Self::Spilled => "spilled",
             Self::Rebalanced => "rebalanced",
             Self::Sticky => "sticky",
+            Self::LeastTtft => "least-ttft",
         }
     }
 }

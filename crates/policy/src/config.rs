@@ -23,7 +23,7 @@ macro_rules! rules {
         core { $($core:ident($core_config:ident),)* }
         arena { $($module:ident: $rule:ident($config:ident),)* }
     ) => {
-        /// The rules that other projects publish, one file each.
+        /// The rules that other projects publish, and the oracle, one file each.
         mod arena {
             $(pub(crate) mod $module;)*
         }
@@ -56,7 +56,7 @@ macro_rules! rules {
             }
 
             /// Every policy with its default parameters, in the order in which they are listed: the six of
-            /// [`PolicyConfig::core`], then the rules that other projects publish.
+            /// [`PolicyConfig::core`], then the rules that other projects publish, then the oracle.
             pub fn every() -> Vec<Self> {
                 let mut every = Self::core().to_vec();
                 every.extend([$(Self::$rule($config::default()),)*]);
@@ -76,6 +76,13 @@ macro_rules! rules {
 pub(crate) use rules;
 
 impl PolicyConfig {
+    /// Those of [`PolicyConfig::every`] that a gateway can run, in its order.
+    pub fn every_live() -> Vec<Self> {
+        let mut every = Self::every();
+        every.retain(|config| !config.is_simulation_only());
+        every
+    }
+
     /// The names of [`PolicyConfig::every`], in its order.
     pub fn names() -> Vec<&'static str> {
         Self::every().iter().map(Self::name).collect()
@@ -105,6 +112,23 @@ impl PolicyConfig {
     /// [`InvalidPolicy`] names the first parameter out of range.
     pub fn validate(&self) -> Result<(), InvalidPolicy> {
         self.settings().validate()
+    }
+
+    /// Whether the policy needs what only the simulator knows ([`crate::Needs::true_ttft`]).
+    pub fn is_simulation_only(&self) -> bool {
+        self.settings().is_simulation_only()
+    }
+
+    /// Checks that a gateway can run the policy, and the parameters' ranges.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidPolicy`] says what stands against it.
+    pub fn validate_live(&self) -> Result<(), InvalidPolicy> {
+        if self.is_simulation_only() {
+            return Err(InvalidPolicy::SimulationOnly { policy: self.name() });
+        }
+        self.validate()
     }
 
     /// The policy, ready to choose. Policies that draw do so from `seed` alone.
@@ -224,9 +248,18 @@ pub struct UnknownPolicy {
     pub name: String,
 }
 
-/// A parameter is out of range.
+/// A parameter is out of range, or the policy cannot be used here.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum InvalidPolicy {
+    /// The policy reads the engines' true state, and here nobody knows it.
+    #[error(
+        "{policy} decides by the engines' true state, which only a simulation knows; use it in `kvroute simulate` or in a \
+         simulated experiment, or choose another policy here"
+    )]
+    SimulationOnly {
+        /// Name of the policy.
+        policy: &'static str,
+    },
     /// A weight that is negative, infinite or not a number.
     #[error("{policy}: `{parameter}` is {value}; give a finite number, at least 0")]
     Weight {
@@ -348,6 +381,11 @@ pub(crate) trait Settings {
 
     /// See [`PolicyDescription::signals`].
     fn signals(&self) -> Vec<&'static str>;
+
+    /// Whether it sets [`crate::Needs::true_ttft`].
+    fn is_simulation_only(&self) -> bool {
+        false
+    }
 
     /// Checks the parameters' ranges.
     fn validate(&self) -> Result<(), InvalidPolicy> {

@@ -2,7 +2,8 @@
 //!
 //! A policy sees values ([`RequestView`], [`Candidate`]) and returns a [`Decision`]. It is *not* told of
 //! sockets, clocks or engines, it keeps no cache directory of its own (the router's fills
-//! [`Candidate::matched_blocks`]), and it cannot tell the gateway from the simulator.
+//! [`Candidate::matched_blocks`]), and it cannot tell the gateway from the simulator. One rule, [`Oracle`], needs what
+//! only the simulator knows, and no gateway takes it ([`PolicyConfig::is_simulation_only`]).
 //!
 //! A policy is named and tuned by a [`PolicyConfig`], from TOML or from the command line:
 //!
@@ -81,6 +82,7 @@ config::rules! {
         aibrix: Aibrix(AibrixConfig),
         ray: Ray(RayConfig),
         sticky_least_loaded: StickyLeastLoaded(StickyLeastLoadedConfig),
+        oracle: Oracle(OracleConfig),
     }
 }
 

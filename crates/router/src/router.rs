@@ -297,6 +297,14 @@ impl Router {
         }
     }
 
+    /// Tells the true time to first token that the next request would have on an instance
+    /// ([`Candidate::true_ttft`]). It is forgotten with the next decision.
+    pub fn foretell_ttft(&mut self, id: InstanceId, ttft: Duration) {
+        if let Some(at) = self.position(id) {
+            self.candidates[at].true_ttft = Some(ttft);
+        }
+    }
+
     /// Decides where the request goes, and books it there. `None` if no instance may be chosen.
     pub fn route(&mut self, now: Timestamp, request: &RequestView<'_>) -> Option<Routed> {
         self.route_except(now, request, &[])
@@ -323,6 +331,11 @@ impl Router {
         let decision = self.policy.choose(now, request, &self.candidates, &mut self.scores);
         for &id in &restored {
             self.set_eligible(id, true);
+        }
+        if self.needs.true_ttft {
+            for candidate in &mut self.candidates {
+                candidate.true_ttft = None;
+            }
         }
         decision.map(|decision| self.book(now, request, decision))
     }

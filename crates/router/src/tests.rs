@@ -4,6 +4,7 @@
 
 use std::collections::VecDeque;
 use std::sync::mpsc;
+use std::time::Duration;
 
 use kvroute_policy::{
     BlockNames, Candidate, Decision, Event, Needs, Policy, PolicyConfig, Reason, RequestView,
@@ -327,6 +328,18 @@ fn an_expired_reading_loses_its_vote() {
     assert_eq!(route(&mut router, at(2.5), 1, &[]).instance, A);
     assert_eq!(router.candidates()[0].load, None);
     assert_eq!(router.candidates()[0].unseen_in_flight, 1);
+}
+
+#[test]
+fn what_is_foretold_holds_for_one_decision() {
+    let mut router = router("oracle", RouterConfig::default());
+    router.foretell_ttft(A, Duration::from_millis(20));
+    router.foretell_ttft(B, Duration::from_millis(10));
+    assert_eq!(route(&mut router, at(0.0), 0, &[]).instance, B);
+    assert!(router.candidates().iter().all(|candidate| candidate.true_ttft.is_none()));
+    router.foretell_ttft(B, Duration::from_secs(9));
+    router.foretell_ttft(InstanceId(7), Duration::ZERO); // is not in the table
+    assert_eq!(route(&mut router, at(0.0), 1, &[]).instance, B, "A's is not known");
 }
 
 #[test]

@@ -16,9 +16,8 @@ use kvroute_types::{
 };
 use kvroute_workload::{Arrival, Plan, Workload, WorkloadRequest};
 
-use crate::clock::EngineClock;
 use crate::config::{InvalidSim, SimConfig};
-use crate::devices::Devices;
+use crate::fleet::Fleet;
 use crate::outcome::{InstanceOutcome, SimOutcome};
 use crate::perfect_load::PerfectLoad;
 use crate::routers::{Routers, hears_every_load, reads_load};
@@ -57,6 +56,18 @@ enum Scheduled {
     Arrival(RequestId),
     /// A request reaches its instance.
     AtEngine(RequestId),
+}
+
+/// When the next event of each kind is due; [`Timestamp::MAX`] if there is none.
+struct Due {
+    engine: Timestamp,
+    response: Timestamp,
+    restart: Timestamp,
+    scheduled: Timestamp,
+    reading: Timestamp,
+    sample: Timestamp,
+    /// The earliest of them and the next arrival; none if nothing but readings, restarts and samples is left.
+    now: Timestamp,
 }
 
 /// What passes from an instance to router and client, all with the same delay.
@@ -111,13 +122,25 @@ fn ended(engine: &Engine) -> u64 {
     finished_stop + finished_length
 }
 
+/// A request of the workload, as an engine gets it.
+fn engine_request(workload: &Workload, plan: &Plan, id: RequestId) -> EngineRequest {
+    let request = &workload.requests()[id.index()];
+    EngineRequest {
+        id,
+        chain: plan.chain(id).clone(),
+        prompt_tokens: request.prompt_tokens.0,
+        max_tokens: request.output_tokens.0,
+        stop_after: None,
+        priority: request.priority,
+        skip_reading_prefix_cache: false,
+    }
+}
+
 struct Cluster<'a> {
     workload: &'a Workload,
     plan: &'a Plan,
     routers: Routers,
-    engines: Vec<Engine>,
-    clock: EngineClock,
-    devices: Devices,
+    fleet: Fleet,
 
     /// The next request with an absolute arrival that has not been sent.
     next_arrival: usize,
@@ -155,6 +178,7 @@ struct Cluster<'a> {
     /// Kept for their memory.
     outputs: Vec<EngineOutput>,
     hashes: Vec<BlockHash>,
+    under_way: Vec<(Timestamp, u64, RequestId, usize)>,
 }
 
 impl<'a> Cluster<'a> {
@@ -225,8 +249,6 @@ impl<'a> Cluster<'a> {
         Ok(Self {
             workload,
             plan,
-            clock: EngineClock::new(engines.len()),
-            devices: Devices::new(engines.len(), *instances_per_device as usize),
             next_arrival: 0,
             scheduled: BinaryHeap::new(),
             sequence: 0,
@@ -257,26 +279,18 @@ impl<'a> Cluster<'a> {
             outputs: Vec::new(),
             hashes: Vec::new(),
             routers,
-            engines,
+            fleet: Fleet::new(engines, *instances_per_device as usize),
+            under_way: Vec::new(),
         })
     }
 
     /// Handles the earliest event; false when nothing is left. At one time, engines come first, then answers on their
     /// way back, then a router's restart, scheduled events, readings, samples and arrivals.
     fn advance(&mut self) -> bool {
-        let never = Timestamp::MAX;
-        let engine = self.clock.next().unwrap_or(never);
-        let response = self.responses.front().map_or(never, |&(at, _)| at);
-        let scheduled = self.scheduled.peek().map_or(never, |Reverse((at, ..))| *at);
-        let arrival = self.peek_arrival().map_or(never, |(at, _)| at);
-        let work = engine.min(response).min(scheduled).min(arrival);
-        if work == never {
+        let Due { engine, response, restart, scheduled, reading, sample, now } = self.due();
+        if now == Timestamp::MAX {
             return false;
         }
-        let reading = self.next_reading.unwrap_or(never);
-        let restart = self.routers.next_restart().unwrap_or(never);
-        let sample = self.next_sample.unwrap_or(never);
-        let now = work.min(reading).min(restart).min(sample);
         if let Some(from) = self.measure_from.take_if(|from| *from <= now) {
             self.begin_measurement(from);
         }
@@ -284,7 +298,7 @@ impl<'a> Cluster<'a> {
             self.end_measurement(until);
         }
         if engine == now {
-            let number = self.clock.next_engine();
+            let number = self.fleet.next_engine();
             self.advance_engine(now, number);
         } else if response == now {
             self.deliver_response();
@@ -304,11 +318,26 @@ impl<'a> Cluster<'a> {
         true
     }
 
+    /// When the next event of each kind is due.
+    fn due(&mut self) -> Due {
+        let never = Timestamp::MAX;
+        let engine = self.fleet.next_event().unwrap_or(never);
+        let response = self.responses.front().map_or(never, |&(at, _)| at);
+        let scheduled = self.scheduled.peek().map_or(never, |Reverse((at, ..))| *at);
+        let arrival = self.peek_arrival().map_or(never, |(at, _)| at);
+        let reading = self.next_reading.unwrap_or(never);
+        let restart = self.routers.next_restart().unwrap_or(never);
+        let sample = self.next_sample.unwrap_or(never);
+        let work = engine.min(response).min(scheduled).min(arrival);
+        let now = if work == never { never } else { work.min(reading).min(restart).min(sample) };
+        Due { engine, response, restart, scheduled, reading, sample, now }
+    }
+
     /// The warm-up is over. Nothing visible is due before `from`, or it would have been handled.
     fn begin_measurement(&mut self, from: Timestamp) {
         self.measured_from = from;
         if from > Timestamp::ZERO {
-            for engine in &mut self.engines {
+            for engine in &mut self.fleet.engines {
                 engine.advance(Timestamp::from_nanos(from.as_nanos() - 1), &mut self.outputs);
                 engine.measure_from(from);
             }
@@ -318,7 +347,7 @@ impl<'a> Cluster<'a> {
 
     /// Measurement is over; the run goes on. All that was due by `until` has been handled.
     fn end_measurement(&mut self, until: Timestamp) {
-        for engine in &mut self.engines {
+        for engine in &mut self.fleet.engines {
             engine.advance(until, &mut self.outputs);
         }
         self.measured = Some(self.measured_by(until));
@@ -329,7 +358,7 @@ impl<'a> Cluster<'a> {
         let is_any = self.cov_count > 0;
         Measured {
             until,
-            engines: self.engines.iter().map(of).collect(),
+            engines: self.fleet.engines.iter().map(of).collect(),
             in_flight_cov: is_any.then(|| self.cov_sum / self.cov_count as f64),
         }
     }
@@ -362,6 +391,10 @@ impl<'a> Cluster<'a> {
     /// A request arrives at the router: decide, and send it on.
     fn arrive(&mut self, now: Timestamp, id: RequestId) {
         let request = &self.workload.requests()[id.index()];
+        let at = now.plus_nanos(self.request_delay_ns(request));
+        if self.routers.current.needs().true_ttft {
+            self.foretell_ttfts(now, id, at);
+        }
         let prompt_blocks = self.plan.block_size().full_blocks(request.prompt_tokens).0 as usize;
         self.hashes.clear();
         if self.routers.current.keeps_index() {
@@ -397,12 +430,39 @@ impl<'a> Cluster<'a> {
             cached_tokens: 0,
             first_token: None,
         });
-        let at = now.plus_nanos(self.request_delay_ns(request));
         if at == now {
             self.reach_engine(now, id);
         } else {
             self.schedule(at, Scheduled::AtEngine(id));
         }
+    }
+
+    /// Tells the router when the request's first token would be back from each instance, if it reached it `at` this time.
+    /// Requests that are on their way to an instance reach it too.
+    fn foretell_ttfts(&mut self, now: Timestamp, id: RequestId, at: Timestamp) {
+        let live = &self.live;
+        let on_its_way = |Reverse((at, sequence, event)): &Reverse<(Timestamp, u64, Scheduled)>| {
+            let Scheduled::AtEngine(id) = *event else { return None };
+            let live = live[id.index()].as_ref().expect("it was routed and has not ended");
+            Some((*at, *sequence, id, live.instance.index()))
+        };
+        let mut under_way = std::mem::take(&mut self.under_way);
+        under_way.extend(self.scheduled.iter().filter_map(on_its_way));
+        under_way.sort_unstable();
+        let before = under_way.partition_point(|&(other_at, ..)| other_at <= at);
+        for number in 0..self.fleet.engines.len() {
+            let (before, after) = under_way.split_at(before);
+            let others =
+                |&(at, _, id, number): &(Timestamp, u64, RequestId, usize)| (at, number, id);
+            let inputs = before.iter().map(others).chain([(at, number, id)]);
+            let inputs = inputs.chain(after.iter().map(others));
+            let request = |id| engine_request(self.workload, self.plan, id);
+            let first_token = self.fleet.foresee_first_token(now, number, id, inputs, request);
+            let ttft = first_token.plus_nanos(self.response_ns).since(now);
+            self.routers.current.foretell_ttft(instance_id(number), ttft);
+        }
+        under_way.clear();
+        self.under_way = under_way;
     }
 
     /// Time from the decision until the engine has the request: network, HTTP, tokenising.
@@ -412,33 +472,20 @@ impl<'a> Cluster<'a> {
     }
 
     fn reach_engine(&mut self, now: Timestamp, id: RequestId) {
-        let request = &self.workload.requests()[id.index()];
         let live = self.live[id.index()].as_ref().expect("it was routed and has not ended");
         let number = live.instance.index();
         self.advance_engine(now, number);
         if let Some(load) = self.perfect_loads.get_mut(number) {
             load.arrived(id);
         }
-        let submitted = self.engines[number].submit(
-            now,
-            EngineRequest {
-                id,
-                chain: self.plan.chain(id).clone(),
-                prompt_tokens: request.prompt_tokens.0,
-                max_tokens: request.output_tokens.0,
-                stop_after: None,
-                priority: request.priority,
-                skip_reading_prefix_cache: false,
-            },
-        );
-        submitted.expect("every request was checked before the run");
-        self.engine_changed(now, number);
+        let request = engine_request(self.workload, self.plan, id);
+        self.fleet.submit(now, number, request);
     }
 
     /// Lets an engine's time pass and takes what it says.
     fn advance_engine(&mut self, now: Timestamp, number: usize) {
         let mut outputs = std::mem::take(&mut self.outputs);
-        self.engines[number].advance(now, &mut outputs);
+        self.fleet.advance(now, number, &mut outputs);
         for output in outputs.drain(..) {
             let (at, response) = match output {
                 EngineOutput::Token { id, at, index: 0, cached_tokens } => {
@@ -455,42 +502,23 @@ impl<'a> Cluster<'a> {
         }
         self.outputs = outputs;
         if let Some(load) = self.perfect_loads.get_mut(number)
-            && let engine = &self.engines[number]
+            && let engine = &self.fleet.engines[number]
             && let Some(news) = load.news(engine.gauges(), ended(engine))
             && hears_every_load(&self.routers.current)
         {
             self.routers.current.observe_load(now, instance_id(number), news);
         }
-        self.engine_changed(now, number);
-    }
-
-    /// Notes an engine's next event, and what its being busy or idle means for its neighbours on the device.
-    fn engine_changed(&mut self, now: Timestamp, number: usize) {
-        let is_busy = self.engines[number].is_busy();
-        if let Some((busy, engines)) = self.devices.note(number, is_busy) {
-            for other in engines {
-                // Nothing visible is due before `now`, or it would have been handled. What is due now has its own turn.
-                if let Some(before) = now.as_nanos().checked_sub(1) {
-                    let before = Timestamp::from_nanos(before);
-                    self.engines[other].advance(before, &mut self.outputs);
-                }
-                self.engines[other].set_slowdown(now, busy);
-                self.clock.set(other, self.engines[other].next_event());
-            }
-        } else {
-            self.clock.set(number, self.engines[number].next_event());
-        }
+        self.fleet.changed(now, number);
     }
 
     /// A scrape of all instances.
     fn read_loads(&mut self, now: Timestamp) {
-        for number in 0..self.engines.len() {
-            self.engines[number].advance(now, &mut self.outputs);
-            let gauges = *self.engines[number].gauges();
+        for number in 0..self.fleet.engines.len() {
+            self.fleet.catch_up(now, number);
+            let gauges = *self.fleet.engines[number].gauges();
             // A scraper cannot know which requests were counted, and takes the time it asked.
             let reading = LoadSnapshot { as_of: now, ..gauges.into() };
             self.routers.current.observe_load(now, instance_id(number), reading);
-            self.clock.set(number, self.engines[number].next_event());
         }
         self.next_reading = self.load_interval_ns.map(|interval| now.plus_nanos(interval));
     }
@@ -498,10 +526,9 @@ impl<'a> Cluster<'a> {
     /// Notes the state of all instances.
     fn sample(&mut self, now: Timestamp) {
         for (number, candidate) in self.routers.current.candidates().iter().enumerate() {
-            let engine = &mut self.engines[number];
-            engine.advance(now, &mut self.outputs);
-            self.clock.set(number, engine.next_event());
-            let Gauges { waiting, running, kv_cache_usage, .. } = *engine.gauges();
+            self.fleet.catch_up(now, number);
+            let gauges = self.fleet.engines[number].gauges();
+            let Gauges { waiting, running, kv_cache_usage, .. } = *gauges;
             let (instance, in_flight) = (candidate.id, candidate.in_flight);
             let sample =
                 LoadSample { at: now, instance, waiting, running, kv_cache_usage, in_flight };
@@ -521,9 +548,8 @@ impl<'a> Cluster<'a> {
                 Timestamp::from_nanos(now.as_nanos().div_ceil(interval).saturating_mul(interval))
             });
         for (number, load) in self.perfect_loads.iter_mut().enumerate() {
-            let engine = &mut self.engines[number];
-            engine.advance(now, &mut self.outputs);
-            self.clock.set(number, engine.next_event());
+            self.fleet.catch_up(now, number);
+            let engine = &self.fleet.engines[number];
             let present = load.told_anew(now, engine.gauges(), ended(engine));
             if let Some(present) = present
                 && hears_every_load(&self.routers.current)
@@ -594,7 +620,7 @@ impl<'a> Cluster<'a> {
         // Engines may have had something to do still.
         self.samples.retain(|sample| sample.at < end);
         let measured = self.measured.take().unwrap_or_else(|| self.measured_by(end));
-        let instances = (0..).zip(&self.engines).zip(measured.engines);
+        let instances = (0..).zip(&self.fleet.engines).zip(measured.engines);
         let instances = instances.map(|((id, engine), (gauge_totals, inter_token_ns))| {
             let counters = *engine.counters();
             InstanceOutcome { id: InstanceId(id), counters, gauge_totals, inter_token_ns }
@@ -612,3 +638,6 @@ impl<'a> Cluster<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

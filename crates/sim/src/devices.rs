@@ -37,8 +37,12 @@ impl Devices {
         } else {
             self.busy[device] -= 1;
         }
-        let first = device * self.instances_per_device;
-        let last = (first + self.instances_per_device).min(self.is_busy.len());
-        Some((self.busy[device], first..last))
+        Some((self.busy[device], self.engines_beside(engine)))
+    }
+
+    /// The engines on an engine's device, itself included.
+    pub(crate) fn engines_beside(&self, engine: usize) -> std::ops::Range<usize> {
+        let first = engine - engine % self.instances_per_device;
+        first..(first + self.instances_per_device).min(self.is_busy.len())
     }
 }

@@ -11,6 +11,7 @@ mod clock;
 mod cluster;
 mod config;
 mod devices;
+mod fleet;
 mod outcome;
 mod perfect_load;
 mod routers;

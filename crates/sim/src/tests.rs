@@ -14,6 +14,8 @@ mod samples;
 mod staleness;
 mod theory;
 
+pub(crate) use invariants::{configs, recipes};
+
 use hdrhistogram::Histogram;
 use kvroute_engine::{Counters, GaugeTotals};
 use kvroute_policy::PolicyConfig;
@@ -29,7 +31,7 @@ use crate::{RouterRestart, SimConfig, SimOutcome, simulate};
 const SEED: u64 = 7;
 
 /// A small cluster whose engines queue early: 8 sequences each, 2,000 blocks of 16.
-fn cluster(instances: u32, policy: &str) -> SimConfig {
+pub(crate) fn cluster(instances: u32, policy: &str) -> SimConfig {
     let mut config = SimConfig::new(instances, policy.parse().unwrap(), profile(), SEED);
     config = config.with_kv_blocks(2_000);
     config.engine.max_model_len = 4_096;
@@ -56,17 +58,17 @@ fn profile() -> LatencyProfile {
 }
 
 /// A profile in which every step takes as long.
-fn even_steps(step_s: f64) -> LatencyProfile {
+pub(crate) fn even_steps(step_s: f64) -> LatencyProfile {
     LatencyProfile { step: StepModel { overhead_s: step_s, ..StepModel::zero() }, ..profile() }
 }
 
-fn run(config: &SimConfig, workload: &Workload) -> SimOutcome {
+pub(crate) fn run(config: &SimConfig, workload: &Workload) -> SimOutcome {
     let plan = Plan::new(workload, config.engine.block_size).unwrap();
     simulate(config, workload, &plan, |_| ()).unwrap()
 }
 
 /// Questions about 12 documents of 1,000 tokens.
-fn rag(requests: u32, requests_per_s: f64) -> Workload {
+pub(crate) fn rag(requests: u32, requests_per_s: f64) -> Workload {
     let spec = RagSpec {
         requests_per_s,
         documents: 12,
@@ -106,7 +108,7 @@ fn uniform(requests: u32, requests_per_s: f64, cv: f64) -> Workload {
 }
 
 /// Requests by hand: arrival in ms, prompt and output tokens, and the document (blocks of 512 tokens) of each prompt.
-fn by_hand(requests: &[(u32, u32, u32, u32)]) -> Workload {
+pub(crate) fn by_hand(requests: &[(u32, u32, u32, u32)]) -> Workload {
     let line = |&(at_ms, prompt, output, document): &(u32, u32, u32, u32)| {
         let ids = (0..prompt.div_ceil(512)).map(|block| (document * 1_000 + block).to_string());
         let ids = ids.collect::<Vec<_>>().join(",");
@@ -139,7 +141,7 @@ fn instances(outcome: &SimOutcome) -> Vec<InstanceId> {
     outcome.records.iter().map(|record| record.instance.unwrap()).collect()
 }
 
-fn ttft_s(record: &RequestRecord) -> f64 {
+pub(crate) fn ttft_s(record: &RequestRecord) -> f64 {
     record.first_token.unwrap().since(record.arrival).as_secs_f64()
 }
 
@@ -147,13 +149,13 @@ fn e2e_s(record: &RequestRecord) -> f64 {
     record.end.since(record.arrival).as_secs_f64()
 }
 
-fn mean(outcome: &SimOutcome, of: fn(&RequestRecord) -> f64) -> f64 {
+pub(crate) fn mean(outcome: &SimOutcome, of: fn(&RequestRecord) -> f64) -> f64 {
     outcome.records.iter().map(of).sum::<f64>() / outcome.records.len() as f64
 }
 
 /// All that can be seen of a run but its samples, to compare two.
 #[derive(Debug, PartialEq)]
-struct Seen<'a> {
+pub(crate) struct Seen<'a> {
     records: &'a [RequestRecord],
     instances: Vec<(InstanceId, Counters, GaugeTotals, &'a Histogram<u64>)>,
     times: [Timestamp; 3],

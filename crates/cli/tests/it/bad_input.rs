@@ -100,6 +100,14 @@ fn unknown_names_list_the_known_ones() {
     says(&complaint(&format), &["moonshot", "mooncake", "bailian"]);
 }
 
+/// A gateway cannot know the engines' true state, nor can what replays its log.
+#[test]
+fn the_oracle_is_for_simulations_only() {
+    let remedy = ["oracle", "only a simulation knows", "kvroute simulate", "another policy"];
+    says(&complaint(&["serve", "--instance", "http://127.0.0.1:1", "--policy", "oracle"]), &remedy);
+    says(&complaint(&["replay", "no-such-log.jsonl", "--policy", "jsq", "oracle"]), &remedy);
+}
+
 #[test]
 fn unknown_fields_of_a_specification_are_named() {
     let dir = tempfile::tempdir().unwrap();

@@ -72,7 +72,7 @@ async fn the_gateway_decides_as_the_simulator_does() {
     });
     let mut reasons = BTreeMap::new();
     // What is played here takes other times than it was simulated with, and `preble` goes by what the last minutes brought.
-    for policy in PolicyConfig::every().into_iter().filter(|it| it.name() != "preble") {
+    for policy in PolicyConfig::every_live().into_iter().filter(|it| it.name() != "preble") {
         let profile = LatencyProfile::builtin("a100-llama3.1-8b").unwrap();
         let mut config = SimConfig::new(INSTANCES, policy, profile, SEED).with_kv_blocks(KV_BLOCKS);
         config.engine.max_model_len = 8_192;

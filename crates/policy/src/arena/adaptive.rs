@@ -3,18 +3,18 @@
 //! ```text
 //! cost_i = s_i * ((W_i + w_i + F) * sqrt(b_i + 1) + price * w_i * sqrt(b + 1))      in tokens
 //! w_i    = p - matched_i + d * matched_i         (what the request makes the instance compute)
-//! price  = r / (1 - r) + 0.1 * b
+//! price  = r / (1 - r) + 0.1 * c
 //! choice = argmin over eligible i of cost_i;   ties: least in flight, least recently chosen, least id
 //! ```
 //!
 //! * `p`: [`RequestView::prompt_tokens`]; `matched_i`: [`Candidate::matched_tokens`];
 //! * `W_i`: work queued there: the same sum as `w_i` over the requests that have shown no first token;
-//! * `b_i`: [`Candidate::in_flight`], `b`: its mean over the eligible instances;
+//! * `b_i`: [`Candidate::in_flight`], `b` and `c`: the means of it and of [`Candidate::in_flight_decoding`] over the
+//!   eligible instances;
 //! * learned from first tokens: `F`, what a first token costs beside its own prefill (the step in progress, the step's
 //!   least time, the network), in tokens; `d`, the share of tokens believed cached that are computed all the same;
 //!   `s_i`, how much longer this instance takes for the same tokens than the fleet does;
-//! * `r`: share of the instances' time that goes into prefills: tokens sent to be computed in the last
-//!   [`MEMORY_S`] s, times the learned time per token.
+//! * `r`: share of the instances' time that went into prefills in the last [`MEMORY_S`] s.
 //!
 //! How it reads. The first term is the request's own time to first token on a machine that a batch of `b_i` slows down
 //! (LMetric multiplies by the batch itself, which on a busy fleet gives cached prefixes away too easily; the square
@@ -22,14 +22,15 @@
 //! come while the fleet is busy wait for them (`r / (1 - r)`, the mean wait behind a unit of work in a queue with
 //! utilisation r), and those that decode stand still meanwhile (a tenth of a request each: they are slowed down, and not
 //! kept from beginning). Where all instances would compute the same, it is a constant and the queue decides; where one
-//! holds the prompt, the busier the fleet, the longer a queue is borne for it. When one instance gets everything,
-//! `b` and `r` are means over the fleet, so the price falls and the queue wins: that is why it does not collapse.
+//! holds the prompt, the busier the fleet, the longer a queue is borne for it. When one instance gets everything, its
+//! queue grows while `r` and `c` stay low, as they are means over the fleet and as an instance decodes no more than its batch.
 //!
 //! What is learned. As engines prefill in order, the time from one first token to the next, while prefills wait, is the
 //! time that the later one took. A line through those times over the tokens computed has `F` and the time per token
-//! in it; what is left, over the tokens believed cached, has `d`; the ratio of an instance's times to what the fleet's
-//! line says is `s_i`, drawn towards 1 by [`PRIOR_SAMPLES`]. Old samples fade. Answers that are not streamed teach
-//! nothing. Before the first samples `F`, `d` and `r` are 0 and `s_i` is 1.
+//! in it, least in squares of relative errors, so that times for which the batch or the cache was full say little; what is
+//! left, over the tokens believed cached, has `d`; the ratio of an instance's times to what the fleet's line says is `s_i`,
+//! drawn towards 1 by [`PRIOR_SAMPLES`]. Old samples fade. Answers that are not streamed teach nothing. Before the
+//! first samples `F`, `d` and `r` are 0 and `s_i` is 1.
 //!
 //! Source: our own. The exponent 1/2 and the weight 0.1 are the results of a search over the arena's workloads
 //! (`docs/arena.md`), and not for users to set.
@@ -39,7 +40,7 @@ use std::time::Duration;
 use kvroute_types::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::choice::{Best, eligible, scored, uncached_tokens};
+use crate::choice::{Best, eligible, scored};
 use crate::config::Settings;
 use crate::per_instance::PerInstance;
 use crate::{Candidate, Decision, Event, LoadSignal, Needs, Policy, RequestView, Scores};
@@ -53,7 +54,7 @@ const UTILISATION_MAX: f64 = 0.95;
 /// First tokens after which an old sample counts 1/e.
 const MEMORY_SAMPLES: f64 = 512.0;
 /// First tokens that the belief is worth that an instance is as fast as the others.
-const PRIOR_SAMPLES: f64 = 32.0;
+const PRIOR_SAMPLES: f64 = 128.0;
 /// First tokens before anything is made of them.
 const SAMPLES_MIN: f64 = 16.0;
 
@@ -68,7 +69,7 @@ pub struct Adaptive {
     instances: PerInstance<Watched>,
     fleet: Moments,
     line: Line,
-    sent: Sent,
+    busy: Busy,
 }
 
 impl Policy for Adaptive {
@@ -89,20 +90,21 @@ impl Policy for Adaptive {
         scores: &mut Scores,
     ) -> Option<Decision> {
         self.instances.follow(candidates);
-        let (mut n, mut in_flight) = (0_u32, 0_u64);
+        let (mut n, mut in_flight, mut decoding) = (0_u32, 0_u64, 0_u64);
         for (_, candidate) in eligible(candidates) {
             n += 1;
             in_flight += u64::from(candidate.in_flight);
+            decoding += u64::from(candidate.in_flight_decoding);
         }
         if n == 0 {
             return None;
         }
-        let Line { fixed_tokens, s_per_token, recomputed } = self.line;
-        self.sent.fade(now);
-        let used = self.sent.tokens_per_s() * s_per_token / f64::from(n);
-        let used = used.min(UTILISATION_MAX);
-        let mean = in_flight as f64 / f64::from(n);
-        let price = (used / (1.0 - used) + DECODING_WEIGHT * mean) * (mean + 1.0).sqrt();
+        let Line { fixed_tokens, recomputed, s_per_token: _ } = self.line;
+        self.busy.fade(now);
+        let used = (self.busy.share() / f64::from(n)).min(UTILISATION_MAX);
+        let mean = |sum: u64| sum as f64 / f64::from(n);
+        let price = (used / (1.0 - used) + DECODING_WEIGHT * mean(decoding))
+            * (mean(in_flight) + 1.0).sqrt();
 
         let mut best = Best::new(LoadSignal::InFlight);
         for (position, candidate) in eligible(candidates) {
@@ -119,7 +121,6 @@ impl Policy for Adaptive {
             best.offer(0.0 - cost, position, candidate);
         }
         let (_, position, candidate) = best.get()?;
-        self.sent.tokens += f64::from(uncached_tokens(request, candidate));
         if candidate.in_flight == candidate.in_flight_decoding {
             self.instances[position].busy_since = now;
         }
@@ -136,6 +137,8 @@ impl Policy for Adaptive {
         // Whoever was before it may have gone without a first token.
         let taken = waited.min(now.since(watched.busy_since)).as_secs_f64();
         watched.busy_since = now;
+        self.busy.fade(now);
+        self.busy.prefill_s += taken;
         let computed = f64::from(uncached_tokens);
         let cached = f64::from(prompt_tokens.saturating_sub(uncached_tokens));
         self.fleet.add(computed, cached, taken);
@@ -182,13 +185,17 @@ impl Watched {
     }
 }
 
+/// Shorter times count as this, s: of several requests in one step, all but one take next to nothing.
+const TAKEN_MIN_S: f64 = 1e-3;
 /// Share that stays of the sums when a sample comes.
 const KEPT: f64 = 1.0 - 1.0 / MEMORY_SAMPLES;
 
-/// Sums over prefills: tokens computed, tokens believed cached, time taken (s), and their products; old ones faded.
+/// Sums over prefills, each weighted by the inverse square of its time: tokens computed, tokens believed cached, time
+/// taken (s), and their products; old ones faded.
 #[derive(Clone, Copy, Debug, Default)]
 struct Moments {
     samples: f64,
+    weight: f64,
     computed: f64,
     cached: f64,
     taken: f64,
@@ -201,27 +208,18 @@ struct Moments {
 
 impl Moments {
     fn add(&mut self, computed: f64, cached: f64, taken_s: f64) {
-        let Self {
-            samples,
-            computed: sum_computed,
-            cached: sum_cached,
-            taken,
-            computed_2,
-            cached_2,
-            computed_cached,
-            computed_taken,
-            cached_taken,
-        } = self;
+        let weight = taken_s.max(TAKEN_MIN_S).powi(-2);
         for (sum, value) in [
-            (samples, 1.0),
-            (sum_computed, computed),
-            (sum_cached, cached),
-            (taken, taken_s),
-            (computed_2, computed * computed),
-            (cached_2, cached * cached),
-            (computed_cached, computed * cached),
-            (computed_taken, computed * taken_s),
-            (cached_taken, cached * taken_s),
+            (&mut self.samples, 1.0),
+            (&mut self.weight, weight),
+            (&mut self.computed, weight * computed),
+            (&mut self.cached, weight * cached),
+            (&mut self.taken, weight * taken_s),
+            (&mut self.computed_2, weight * computed * computed),
+            (&mut self.cached_2, weight * cached * cached),
+            (&mut self.computed_cached, weight * computed * cached),
+            (&mut self.computed_taken, weight * computed * taken_s),
+            (&mut self.cached_taken, weight * cached * taken_s),
         ] {
             *sum = KEPT * *sum + value;
         }
@@ -230,10 +228,10 @@ impl Moments {
     /// The line of least squares through times over tokens computed, and what the tokens believed cached add to it; `None`
     /// before there are enough samples. Nothing in it is negative.
     fn line(&self) -> Option<Line> {
-        let n = self.samples;
-        if n < SAMPLES_MIN || self.computed_taken <= 0.0 {
+        if self.samples < SAMPLES_MIN || self.computed_taken <= 0.0 {
             return None;
         }
+        let n = self.weight;
         let covariance = |xy: f64, x: f64, y: f64| xy / n - (x / n) * (y / n);
         let variance = covariance(self.computed_2, self.computed, self.computed);
         let with_time = covariance(self.computed_taken, self.computed, self.taken);
@@ -272,27 +270,28 @@ impl Line {
     }
 }
 
-/// Tokens sent to be computed, old ones faded.
+/// Time that went into prefills, over all instances; old times faded.
 #[derive(Clone, Copy, Debug, Default)]
-struct Sent {
-    tokens: f64,
-    /// Time over which they were sent, s: fades in the same way, so that a beginning counts in full.
+struct Busy {
+    prefill_s: f64,
+    /// Time in which that was, s: fades in the same way, so that a beginning counts in full.
     seconds: f64,
     as_of: Timestamp,
 }
 
-impl Sent {
+impl Busy {
     fn fade(&mut self, now: Timestamp) {
         let passed: Duration = now.since(self.as_of);
         let kept = (-passed.as_secs_f64() / MEMORY_S).exp();
-        self.tokens *= kept;
+        self.prefill_s *= kept;
         self.seconds = self.seconds * kept + (1.0 - kept) * MEMORY_S;
-        self.as_of = now;
+        self.as_of = self.as_of.max(now);
     }
 
-    fn tokens_per_s(&self) -> f64 {
-        // A rate over less than a second says nothing.
-        if self.seconds < 1.0 { 0.0 } else { self.tokens / self.seconds }
+    /// Instances that were busy with prefills, on average.
+    fn share(&self) -> f64 {
+        // Less than a second says nothing.
+        if self.seconds < 1.0 { 0.0 } else { self.prefill_s / self.seconds }
     }
 }
 
@@ -373,7 +372,10 @@ mod tests {
         let mut table = in_flight([3, 0], [10, 0]);
         table[0].in_flight_uncached_tokens = 40;
         table[0].in_flight_prompt_tokens = 40;
-        // b = 1.5; price = 0.1 * 1.5 * sqrt(2.5) = 0.237171.
+        for candidate in &mut table {
+            candidate.in_flight_decoding = candidate.in_flight;
+        }
+        // b = c = 1.5; price = 0.1 * 1.5 * sqrt(2.5) = 0.237171.
         // (40 + 5) * sqrt(4) + 0.237171 * 5 = 91.185854;   165 * 1 + 0.237171 * 165 = 204.133186.
         let (choice, scores) = choose_scored(&mut Adaptive::default(), &ten_blocks(), &table);
         assert_scores(&scores, &[(10, -91.185854122563), (20, -204.133186044584)]);
@@ -438,7 +440,7 @@ mod tests {
         }
         let [fast, slow] = [0, 1].map(|position| policy.instances[position].slowdown());
         // 2 to 1, drawn towards equal by the prior.
-        assert!((1.6..2.0).contains(&(slow / fast)), "{slow} {fast}");
+        assert!((1.3..2.0).contains(&(slow / fast)), "{slow} {fast}");
         assert_eq!(choose(&mut policy, &ten_blocks(), &table).map(|it| it.0), Some(0));
     }
 
@@ -462,7 +464,11 @@ mod tests {
                 uncached_tokens: 100,
             });
         }
-        assert!((policy.fleet.taken - (KEPT + 0.5)).abs() < 1e-9, "{:?}", policy.fleet);
+        // The second is charged half a second, and weighs four times as much.
+        let fleet = &policy.fleet;
+        assert!((fleet.weight - (KEPT + 4.0)).abs() < 1e-9, "{fleet:?}");
+        assert!((fleet.taken - (KEPT + 2.0)).abs() < 1e-9, "{fleet:?}");
+        assert!((policy.busy.prefill_s - 1.5).abs() < 0.1, "{:?}", policy.busy);
     }
 
     #[test]
@@ -471,11 +477,11 @@ mod tests {
         table[0].in_flight_uncached_tokens = 300;
         table[0].in_flight_prompt_tokens = 300;
         let mut policy = taught();
-        policy.sent = Sent::default();
+        policy.busy = Busy::default();
         assert_eq!(choose(&mut policy, &ten_blocks(), &table).unwrap().0, 1);
-        // 18,000 tokens a second at 0.1 ms each on two instances: busy for 0.9 of the time.
+        // 36 s of prefill in 20 s on two instances: busy for 0.9 of the time.
         let mut policy = taught();
-        policy.sent = Sent { tokens: 360_000.0, seconds: 20.0, as_of: Timestamp::ZERO };
+        policy.busy = Busy { prefill_s: 36.0, seconds: 20.0, as_of: Timestamp::ZERO };
         assert_eq!(choose(&mut policy, &ten_blocks(), &table).unwrap().0, 0);
     }
 

@@ -95,7 +95,12 @@ impl Policy for LlmDBlend {
     }
 
     fn needs(&self) -> Needs {
-        Needs { index: true, load: true, kv_cache_usage: self.config.kv_weight > 0.0 }
+        Needs {
+            index: true,
+            load: true,
+            kv_cache_usage: self.config.kv_weight > 0.0,
+            ..Needs::default()
+        }
     }
 
     /// O(N), in two passes.

@@ -72,7 +72,24 @@ fn described_signals_are_those_the_router_is_asked_for() {
         );
         assert_eq!(needs.load, reads(&["waiting", "running"]), "{config:?}");
         assert_eq!(needs.kv_cache_usage, reads(&["kv_cache_usage"]), "{config:?}");
+        assert_eq!(needs.true_ttft, reads(&["true_ttft"]), "{config:?}");
+        assert_eq!(needs.true_ttft, config.is_simulation_only(), "{config:?}");
     }
+}
+
+#[test]
+fn what_only_a_simulation_knows_is_refused_elsewhere() {
+    let refused = parse("oracle").unwrap().validate_live().unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "oracle decides by the engines' true state, which only a simulation knows; use it in `kvroute simulate` or in a \
+         simulated experiment, or choose another policy here"
+    );
+    let live = PolicyConfig::every_live();
+    assert!(live.iter().all(|config| config.validate_live() == Ok(())));
+    let mut others = PolicyConfig::every();
+    others.retain(|config| !live.contains(config));
+    assert_eq!(others, [parse("oracle").unwrap()]);
 }
 
 #[test]

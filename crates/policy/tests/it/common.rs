@@ -1,6 +1,7 @@
 //! Random tables and requests, and a small router that reports every change.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use kvroute_policy::{
     BlockNames, Candidate, Decision, Event, LoadSignal, Policy, PolicyConfig, RequestView, Scores,
@@ -101,25 +102,30 @@ pub(crate) fn any_candidate() -> impl Strategy<Value = Candidate> {
         tokens,
         matched,
         any::<(bool, bool)>(),
+        prop::option::weighted(0.8, (0_u64..3).prop_map(Duration::from_millis)),
     )
-        .prop_map(|(eligible, load, in_flight, (uncached, rest), matched_blocks, last_for)| {
-            let (in_flight, unseen_in_flight) = in_flight;
-            Candidate {
-                eligible,
-                load,
-                in_flight,
-                unseen_in_flight,
-                in_flight_uncached_tokens: uncached,
-                in_flight_prompt_tokens: uncached + rest,
-                in_flight_decoding: in_flight / 2,
-                in_flight_decoding_tokens: rest,
-                matched_blocks,
-                matched_tokens: 16 * matched_blocks.min(7),
-                is_last_for_prefix: last_for.0,
-                is_last_for_session: last_for.1,
-                ..Candidate::new(InstanceId(0))
-            }
-        })
+        .prop_map(
+            |(eligible, load, in_flight, tokens, matched_blocks, last_for, true_ttft)| {
+                let (in_flight, unseen_in_flight) = in_flight;
+                let (uncached, rest) = tokens;
+                Candidate {
+                    eligible,
+                    load,
+                    in_flight,
+                    unseen_in_flight,
+                    in_flight_uncached_tokens: uncached,
+                    in_flight_prompt_tokens: uncached + rest,
+                    in_flight_decoding: in_flight / 2,
+                    in_flight_decoding_tokens: rest,
+                    matched_blocks,
+                    matched_tokens: 16 * matched_blocks.min(7),
+                    is_last_for_prefix: last_for.0,
+                    is_last_for_session: last_for.1,
+                    true_ttft,
+                    ..Candidate::new(InstanceId(0))
+                }
+            },
+        )
 }
 
 /// A table: ids ascend with gaps, `last_chosen` is unique but for 0.

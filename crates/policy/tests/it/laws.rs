@@ -8,7 +8,7 @@ use crate::common::{any_life, any_request, any_table, build, choose, live, specs
 
 /// Whether the policy compares all candidates, by nothing but their figures.
 fn looks_at_all(spec: &str) -> bool {
-    const ALL: [&str; 10] = [
+    const ALL: [&str; 11] = [
         "jsq",
         "load-cache",
         "threshold",
@@ -19,6 +19,7 @@ fn looks_at_all(spec: &str) -> bool {
         "mooncake",
         "preble",
         "aibrix",
+        "oracle",
     ];
     // The least recent of all without a match, at first, is the least id.
     ALL.contains(&name(spec)) && !spec.contains("lru_weight")

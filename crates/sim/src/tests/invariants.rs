@@ -40,7 +40,7 @@ fn any_policy() -> impl Strategy<Value = PolicyConfig> {
 /// Longest sequence, tokens: caches hold little more than one of them.
 const LONGEST: u32 = 320;
 
-fn configs() -> impl Strategy<Value = SimConfig> {
+pub(crate) fn configs() -> impl Strategy<Value = SimConfig> {
     let engine = (
         prop_oneof![Just(4_u32), Just(16)],
         0..30_u32,
@@ -99,7 +99,7 @@ fn restarts() -> impl Strategy<Value = Vec<RouterRestart>> {
 
 /// A workload by its recipe, which is shorter to print.
 #[derive(Clone, Debug)]
-struct Recipe {
+pub(crate) struct Recipe {
     spec: WorkloadSpec,
     seed: u64,
     requests: u32,
@@ -107,13 +107,13 @@ struct Recipe {
 }
 
 impl Recipe {
-    fn workload(&self) -> Workload {
+    pub(crate) fn workload(&self) -> Workload {
         let workload = self.spec.generate(self.seed, self.requests).unwrap();
         workload.with_rate_scale(self.rate_scale).unwrap()
     }
 }
 
-fn recipes() -> impl Strategy<Value = Recipe> {
+pub(crate) fn recipes() -> impl Strategy<Value = Recipe> {
     let lengths = |mean| Distribution::LogNormal { mean, sigma: 0.7 };
     let spec = (0..4_u32, 5.0..300.0, 0.5..4.0).prop_map(move |(kind, requests_per_s, cv)| {
         let arrivals = GapShape::Gamma { cv };
