@@ -26,9 +26,9 @@
 //! queue grows while `r` and `c` stay low, as they are means over the fleet and as an instance decodes no more than its batch.
 //!
 //! What is learned. As engines prefill in order, the time from one first token to the next, while prefills wait, is the
-//! time that the later one took. A line through those times over the tokens computed has `F` and the time per token
-//! in it, least in squares of relative errors, so that times for which the batch or the cache was full say little; what is
-//! left, over the tokens believed cached, has `d`; the ratio of an instance's times to what the fleet's line says is `s_i`,
+//! time that the later one took. A plane through those times over the tokens computed and the tokens believed cached has
+//! `F`, `d` and the time per token in it, least in squares of relative errors, so that times for which the batch or the
+//! cache was full say little; the ratio of an instance's times to what the fleet's plane says is `s_i`,
 //! drawn towards 1 by [`PRIOR_SAMPLES`]. Old samples fade. Answers that are not streamed teach nothing. Before the
 //! first samples `F`, `d` and `r` are 0 and `s_i` is 1.
 //!
@@ -225,30 +225,37 @@ impl Moments {
         }
     }
 
-    /// The line of least squares through times over tokens computed, and what the tokens believed cached add to it; `None`
-    /// before there are enough samples. Nothing in it is negative.
+    /// The plane of least squares through times over tokens computed and tokens believed cached; `None` before there are
+    /// enough samples. Nothing in it is negative: what would be is left out.
     fn line(&self) -> Option<Line> {
         if self.samples < SAMPLES_MIN || self.computed_taken <= 0.0 {
             return None;
         }
         let n = self.weight;
         let covariance = |xy: f64, x: f64, y: f64| xy / n - (x / n) * (y / n);
-        let variance = covariance(self.computed_2, self.computed, self.computed);
-        let with_time = covariance(self.computed_taken, self.computed, self.taken);
-        let through_origin = self.computed_taken / self.computed_2;
-        let slope = if variance > 1.0 { with_time / variance } else { 0.0 };
-        let fixed_s = (self.taken - slope * self.computed) / n;
-        // More tokens do not take less time, nor no tokens a negative one.
-        let (fixed_s, s_per_token) =
-            if slope > 0.0 && fixed_s >= 0.0 { (fixed_s, slope) } else { (0.0, through_origin) };
-        let cached_variance = covariance(self.cached_2, self.cached, self.cached);
-        let left = covariance(self.cached_taken, self.cached, self.taken)
-            - s_per_token * covariance(self.computed_cached, self.computed, self.cached);
-        let s_per_cached = if cached_variance > 1.0 { left / cached_variance } else { 0.0 };
+        let computed_2 = covariance(self.computed_2, self.computed, self.computed);
+        let cached_2 = covariance(self.cached_2, self.cached, self.cached);
+        let both = covariance(self.computed_cached, self.computed, self.cached);
+        let computed_taken = covariance(self.computed_taken, self.computed, self.taken);
+        let cached_taken = covariance(self.cached_taken, self.cached, self.taken);
+        let determinant = computed_2 * cached_2 - both * both;
+        let mut of_computed = (cached_2 * computed_taken - both * cached_taken) / determinant;
+        let mut of_cached = (computed_2 * cached_taken - both * computed_taken) / determinant;
+        // They vary together, or one does not at all; or the more is believed cached, the faster it goes.
+        let is_plane = determinant > 1e-3 * computed_2 * cached_2 && cached_2 > 1.0;
+        if !is_plane || of_cached < 0.0 {
+            of_cached = 0.0;
+            of_computed = if computed_2 > 1.0 { computed_taken / computed_2 } else { 0.0 };
+        }
+        let mut fixed_s = (self.taken - of_computed * self.computed - of_cached * self.cached) / n;
+        if of_computed <= 0.0 || fixed_s < 0.0 {
+            of_computed = self.computed_taken / self.computed_2;
+            (of_cached, fixed_s) = (0.0, 0.0);
+        }
         Some(Line {
-            fixed_tokens: fixed_s / s_per_token,
-            s_per_token,
-            recomputed: (s_per_cached / s_per_token).clamp(0.0, 1.0),
+            fixed_tokens: fixed_s / of_computed,
+            s_per_token: of_computed,
+            recomputed: (of_cached / of_computed).min(1.0),
         })
     }
 }
