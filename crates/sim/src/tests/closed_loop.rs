@@ -20,8 +20,8 @@ fn a_session_begins_when_the_client_s_last_one_ends() {
         }
     }
     assert!(sessions > 4 * clients as usize);
-    for session in 0..sessions {
+    for (session, begin) in begins.iter().enumerate() {
         let before = session.checked_sub(clients as usize).map_or(Timestamp::ZERO, |s| ends[s]);
-        assert_eq!(begins[session], before, "session {session}");
+        assert_eq!(*begin, before, "session {session}");
     }
 }
