@@ -1,6 +1,6 @@
 //! `kvroute simulate`.
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -30,6 +30,11 @@ use crate::workload_args::{WorkloadArgs, WorkloadConfig};
 pub(crate) struct SimulateArgs {
     #[command(flatten)]
     workload: WorkloadArgs,
+
+    /// N clients at once, each taking the next session when its last one is over; arrival times give no more than the order
+    /// of sessions.
+    #[arg(long, value_name = "N", conflicts_with_all = ["rate", "rate_scale"], help_heading = "Workload")]
+    closed_loop: Option<NonZeroU32>,
 
     /// Routing policies: names with optional parameters (load-cache:alpha=0.5,beta=0.5); all for the six, arena for
     /// these, the rules of other projects and the oracle.
@@ -83,6 +88,8 @@ struct Report {
 #[derive(Serialize)]
 struct EffectiveConfig {
     workload: WorkloadConfig,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    closed_loop: Option<NonZeroU32>,
     policies: Vec<PolicyConfig>,
     instances: Vec<u32>,
     warm_up_s: f64,
@@ -133,7 +140,15 @@ pub(crate) fn run(args: &SimulateArgs) -> Result<(), Failure> {
         let seed = args.seed + u64::from(number);
         let cells = cells(seed)?;
         if prepared.is_none() || source.depends_on_seed() {
-            prepared = Some(prepare(source.load(seed)?, &cells[0].config)?);
+            let workload = source.load(seed)?;
+            let counted_from = Timestamp::from_secs_f64(cells[0].config.measure_from_s);
+            prepared = Some(match args.closed_loop {
+                // When its requests arrive is known only afterwards.
+                Some(clients) => {
+                    prepare(workload.in_closed_loop(clients), &cells[0].config, Timestamp::ZERO)?
+                }
+                None => prepare(workload, &cells[0].config, counted_from)?,
+            });
         }
         let prepared = prepared.as_ref().expect("it was prepared above");
         by_seed.push(run_cells(args, prepared, &cells, seed)?);
@@ -152,6 +167,7 @@ pub(crate) fn run(args: &SimulateArgs) -> Result<(), Failure> {
         Format::Json => {
             let config = EffectiveConfig {
                 workload: source.config(),
+                closed_loop: args.closed_loop,
                 policies,
                 instances: args.instances.clone(),
                 warm_up_s: args.warm_up.as_secs_f64(),
@@ -170,10 +186,14 @@ fn slo(args: &SimulateArgs) -> Slo {
     Slo { ttft_ms: args.slo_ttft_ms, tpot_ms: args.slo_tpot_ms }
 }
 
-fn prepare(workload: Workload, config: &SimConfig) -> Result<Prepared, Failure> {
+fn prepare(
+    workload: Workload,
+    config: &SimConfig,
+    counted_from: Timestamp,
+) -> Result<Prepared, Failure> {
     let block_size = config.engine.block_size;
     let plan = Plan::new(&workload, block_size).map_err(Failure::usage)?;
-    let counted = Timestamp::from_secs_f64(config.measure_from_s)..=Timestamp::MAX;
+    let counted = counted_from..=Timestamp::MAX;
     let hit_rate_infinite_cache = TraceStats::infinite_hit_rate(&workload, &plan, counted);
     Ok(Prepared { workload, plan, hit_rate_infinite_cache })
 }

@@ -1,5 +1,6 @@
 //! The grid of an experiment, written out.
 
+use std::num::NonZeroU32;
 use std::path::Path;
 
 use kvroute_lab::{Cell, Condition, InputFile, LoadPoint, Slo};
@@ -53,6 +54,28 @@ pub(crate) enum PlannedLoad {
     OfCapacity(f64),
     /// Requests per second over all instances.
     Rate(f64),
+    /// Sessions at once over all instances, in a closed loop.
+    Concurrency(NonZeroU32),
+}
+
+impl PlannedLoad {
+    /// As it stands in results, at a rate in requests/s if it has one.
+    pub(crate) fn point(self, requests_per_s: Option<f64>) -> LoadPoint {
+        let of_capacity = match self {
+            Self::OfCapacity(share) => Some(share),
+            Self::Own | Self::Rate(_) | Self::Concurrency(_) => None,
+        };
+        let concurrency = self.clients().map(|clients| f64::from(clients.get()));
+        LoadPoint { of_capacity, requests_per_s, concurrency }
+    }
+
+    /// Number of clients of a closed loop.
+    pub(crate) fn clients(self) -> Option<NonZeroU32> {
+        match self {
+            Self::Concurrency(clients) => Some(clients),
+            Self::Own | Self::OfCapacity(_) | Self::Rate(_) => None,
+        }
+    }
 }
 
 /// A run, by its place in the plan.
@@ -146,6 +169,7 @@ impl Plan {
             PlannedLoad::Own => "its own".to_owned(),
             PlannedLoad::OfCapacity(share) => format!("{share} of capacity"),
             PlannedLoad::Rate(rate) => format!("{rate}/s"),
+            PlannedLoad::Concurrency(clients) => format!("{clients} sessions at once"),
         });
         let mut different: Vec<String> = Vec::new();
         for load in loads {
@@ -177,7 +201,7 @@ impl Plan {
         for (number, scene) in self.scenes.iter().enumerate() {
             let rate = match scene.load {
                 PlannedLoad::Rate(rate) => Some(rate),
-                PlannedLoad::Own | PlannedLoad::OfCapacity(_) => None,
+                PlannedLoad::Own | PlannedLoad::OfCapacity(_) | PlannedLoad::Concurrency(_) => None,
             };
             for condition in 0..self.conditions.len() {
                 for policy in 0..self.policies.len() {
@@ -256,13 +280,7 @@ impl Plan {
             workload: source.name.clone(),
             factors: source.factors.clone(),
             instances: scene.instances,
-            load: LoadPoint {
-                of_capacity: match scene.load {
-                    PlannedLoad::OfCapacity(share) => Some(share),
-                    PlannedLoad::Own | PlannedLoad::Rate(_) => None,
-                },
-                requests_per_s,
-            },
+            load: scene.load.point(requests_per_s),
             condition: self.conditions[condition].condition.clone(),
             policy: self.policies[policy].label.clone(),
         }
@@ -280,7 +298,8 @@ fn loads(spec: &ExperimentSpec, instances: u32) -> Vec<PlannedLoad> {
     let rates = load.requests_per_s.iter().map(|rate| PlannedLoad::Rate(*rate));
     let each = &load.requests_per_s_per_instance;
     let rates_each = each.iter().map(|rate| PlannedLoad::Rate(rate * f64::from(instances)));
-    let loads: Vec<_> = shares.chain(rates).chain(rates_each).collect();
+    let clients = load.concurrency.iter().map(|clients| PlannedLoad::Concurrency(*clients));
+    let loads: Vec<_> = shares.chain(rates).chain(rates_each).chain(clients).collect();
     if loads.is_empty() { vec![PlannedLoad::Own] } else { loads }
 }
 

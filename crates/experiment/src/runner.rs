@@ -15,8 +15,10 @@ use kvroute_workload::Workload;
 
 use crate::capacity::{Search, capacity};
 use crate::plan::{Plan, PlannedCondition, PlannedLoad, RunId, Scene};
-use crate::scene::{Finished, Prepared, config, experiment_run, run_cold, run_kept};
-use crate::spec::{LabelledPolicy, SpecFault};
+use crate::scene::{
+    Finished, Prepared, config, experiment_run, last_start_of_run, run_cold, run_kept,
+};
+use crate::spec::{LabelledPolicy, SpecFault, WarmUpSettings};
 use crate::store::{Shard, Store, StoreFault};
 
 /// How an experiment is run.
@@ -103,6 +105,7 @@ impl CellFilter {
                     .load
                     .of_capacity
                     .or(cell.load.requests_per_s)
+                    .or(cell.load.concurrency)
                     .map_or_else(String::new, |load| load.to_string()),
                 "sweep" => cell.condition.sweep.clone(),
                 _ => cell.condition.label.clone(),
@@ -304,17 +307,25 @@ fn about(plan: &Plan) -> About {
         title: spec.title.clone(),
         question: spec.question.clone(),
         baseline: spec.baseline.clone(),
-        warm_up: format!(
-            "Requests count from {} % of the time over which sessions begin until the last one begins; the rest is served \
-             but not counted.",
-            tidy_percent(spec.warm_up.share)
-        ),
+        warm_up: warm_up_text(spec.warm_up),
         references: spec
             .sweeps
             .iter()
             .map(|sweep| (sweep.name.clone(), sweep.reference_label()))
             .collect(),
     }
+}
+
+fn warm_up_text(warm_up: WarmUpSettings) -> String {
+    let WarmUpSettings { share, counts_tail } = warm_up;
+    let end = if counts_tail { "the last answer" } else { "the last one begins" };
+    if counts_tail && share == 0.0 {
+        return "All requests count, from the first to the last.".to_owned();
+    }
+    format!(
+        "Requests count from {} % of the time over which sessions begin until {end}; the rest is served but not counted.",
+        tidy_percent(share)
+    )
 }
 
 fn tidy_percent(share: f64) -> f64 {
@@ -362,7 +373,7 @@ fn rates(
         .map(|number| {
             let scene = &plan.scenes[number];
             let rate = match scene.load {
-                PlannedLoad::Own => None,
+                PlannedLoad::Own | PlannedLoad::Concurrency(_) => None,
                 PlannedLoad::Rate(rate) => Some(rate),
                 PlannedLoad::OfCapacity(share) => {
                     let measured_with = measured_with(plan, scene);
@@ -506,10 +517,11 @@ fn run_live(
 ) -> Result<Finished, RunFault> {
     let planned = &plan.conditions[condition];
     let config = config(plan, planned, scene.instances, policy, prepared.seed)?;
+    let window = plan.spec().warm_up.window(last_start_of_run(prepared, &config)?);
     let outcome = live.run(&LiveRun {
         workload: &prepared.workload,
         config: &config,
-        window: prepared.window,
+        window,
         slo: plan.slo(scene),
         hit_rate_infinite_cache: prepared.hit_rate_infinite_cache,
     });
@@ -519,7 +531,7 @@ fn run_live(
         what,
     })?;
     let cell = plan.cell(scene, condition, policy, prepared.rate);
-    let run = experiment_run(plan, cell, result, &records, prepared.window, None);
+    let run = experiment_run(plan, cell, result, &records, window, None);
     let id = RunId { cell: plan.cell_number(number, condition, policy), seed: prepared.seed };
     Ok(Finished { id, run, records, samples: Vec::new() })
 }

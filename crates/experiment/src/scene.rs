@@ -11,6 +11,7 @@ use kvroute_workload::{Arrival, Plan as BlockPlan, TraceStats, Workload};
 use crate::RunFault;
 use crate::measure::Simulated;
 use crate::plan::{Plan, PlannedCondition, RunId, Scene};
+use crate::spec::WarmUpSettings;
 use crate::workloads::one_line;
 
 /// Points of a timeline.
@@ -26,7 +27,11 @@ pub(crate) struct Prepared {
     pub(crate) workload: Workload,
     pub(crate) blocks: BlockPlan,
     pub(crate) hit_rate_infinite_cache: f64,
+    /// When the last session begins, and which requests count, by the workload's own times. A closed loop has other ones:
+    /// [`last_start_of_run`].
+    pub(crate) last_start: Timestamp,
     pub(crate) window: MeasurementWindow,
+    pub(crate) is_closed_loop: bool,
     pub(crate) rate: Option<f64>,
     pub(crate) seed: u64,
 }
@@ -50,12 +55,19 @@ impl Prepared {
     ) -> Result<Self, RunFault> {
         let source = &plan.sources[scene.source];
         let workload = source.load(seed, rate).map_err(RunFault::Spec)?;
-        Self::of(workload, plan.spec.warm_up.share, seed, rate, block_size)
+        let warm_up = plan.spec.warm_up;
+        let open = Self::of(workload, warm_up, seed, rate, block_size)?;
+        let Some(clients) = scene.load.clients() else { return Ok(open) };
+        // What a cache could serve does not depend on when sessions begin, and is best told of the same ones that count.
+        let closed = open.workload.in_closed_loop(clients);
+        let hit_rate_infinite_cache = open.hit_rate_infinite_cache;
+        let closed = Self::of(closed, warm_up, seed, rate, block_size)?;
+        Ok(Self { hit_rate_infinite_cache, is_closed_loop: true, ..closed })
     }
 
     fn of(
         workload: Workload,
-        warm_up_share: f64,
+        warm_up: WarmUpSettings,
         seed: u64,
         rate: Option<f64>,
         block_size: BlockSize,
@@ -65,15 +77,38 @@ impl Prepared {
             what: one_line(error),
         };
         let blocks = BlockPlan::new(&workload, block_size).map_err(|error| fault(&error))?;
-        let last = last_start(&workload);
-        let window = MeasurementWindow::between(
-            Timestamp::from_secs_f64(last.as_secs_f64() * warm_up_share),
-            last,
-        );
+        let last_start = last_start(&workload);
+        let window = warm_up.window(last_start);
         let counted = window.from()..=window.until();
         let hit_rate_infinite_cache = TraceStats::infinite_hit_rate(&workload, &blocks, counted);
-        Ok(Self { workload, blocks, hit_rate_infinite_cache, window, rate, seed })
+        Ok(Self {
+            workload,
+            blocks,
+            hit_rate_infinite_cache,
+            last_start,
+            window,
+            is_closed_loop: false,
+            rate,
+            seed,
+        })
     }
+}
+
+/// When the last session of a run begins.
+///
+/// In a closed loop that follows from the answers: the run is simulated once to find out, and what is measured is another
+/// run of it, the same to the bit.
+pub(crate) fn last_start_of_run(
+    prepared: &Prepared,
+    config: &SimConfig,
+) -> Result<Timestamp, RunFault> {
+    if !prepared.is_closed_loop {
+        return Ok(prepared.last_start);
+    }
+    let outcome = simulate(config, &prepared.workload, &prepared.blocks, |_| {});
+    let outcome = outcome.map_err(|error| RunFault::Simulation { what: one_line(&error) })?;
+    let starts = outcome.records.iter().filter(|record| record.turn == 0);
+    Ok(starts.map(|record| record.arrival).max().unwrap_or(Timestamp::ZERO))
 }
 
 /// The simulated cluster of a run.
@@ -102,14 +137,17 @@ pub(crate) fn run_cold(
     let (number, scene) = scene;
     let planned = &plan.conditions[condition];
     let mut config = config(plan, planned, scene.instances, policy, prepared.seed)?;
-    config.measure_from_s = prepared.window.from().as_secs_f64();
-    config.measure_until_s = Some(prepared.window.until().as_secs_f64());
-    let latest_s = 2.0 * prepared.window.until().as_secs_f64() + 3_600.0;
+    let last_start = last_start_of_run(prepared, &config)?;
+    let window = plan.spec.warm_up.window(last_start);
+    config.measure_from_s = window.from().as_secs_f64();
+    let counts_tail = plan.spec.warm_up.counts_tail;
+    config.measure_until_s = (!counts_tail).then(|| last_start.as_secs_f64());
+    let latest_s = 2.0 * last_start.as_secs_f64() + 3_600.0;
     config.router_restarts = planned.cluster.router_restarts(latest_s);
     let keeps_timeline = plan.spec.keep.timelines
         && prepared.seed == plan.spec.first_seed
         && scene.instances <= TIMELINE_INSTANCES_MAX;
-    let timeline_step_s = prepared.window.until().as_secs_f64() / TIMELINE_POINTS;
+    let timeline_step_s = last_start.as_secs_f64() / TIMELINE_POINTS;
     config.sample_every_s = match plan.spec.keep.samples_every {
         Some(every) => Some(every.as_secs_f64()),
         None => (keeps_timeline && timeline_step_s > 0.0).then_some(timeline_step_s),
@@ -118,10 +156,11 @@ pub(crate) fn run_cold(
     let outcome = simulate(&config, &prepared.workload, &prepared.blocks, |_| {});
     let outcome = outcome.map_err(|error| RunFault::Simulation { what: one_line(&error) })?;
     let wall_s = began.elapsed().as_secs_f64();
-    let result = simulated(plan, prepared, scene, policy, wall_s).result(&outcome);
+    let run = Simulated { window, ..simulated(plan, prepared, scene, policy, wall_s) };
+    let result = run.result(&outcome);
     let cell = plan.cell(scene, condition, policy, prepared.rate);
     let timeline = keeps_timeline.then(|| timeline(&outcome, config.sample_every_s));
-    let run = experiment_run(plan, cell, result, &outcome.records, prepared.window, timeline);
+    let run = experiment_run(plan, cell, result, &outcome.records, window, timeline);
     let id = RunId { cell: plan.cell_number(number, condition, policy), seed: prepared.seed };
     let SimOutcome { records, samples, .. } = outcome;
     Ok(Finished { id, run, records, samples })

@@ -4,15 +4,17 @@
 //! shorter version of the experiment has otherwise; it is laid over the rest (tables are merged, all else replaced).
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::path::Path;
 
-use kvroute_lab::Slo;
+use kvroute_lab::{MeasurementWindow, Slo};
 use kvroute_policy::{ParsePolicyError, PolicyConfig};
+use kvroute_types::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use crate::cluster::{ClusterSettings, Span};
+use crate::cluster::{Caches, ClusterSettings, Span};
 
 /// An experiment: a grid of workloads, sizes, loads, conditions and policies, each under several seeds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -112,11 +114,26 @@ impl From<SloSettings> for Slo {
 pub struct WarmUpSettings {
     /// Share of the requests, by intended arrival, `0.0..1.0`.
     pub share: f64,
+    /// Count requests after the last session's beginning as well, while the load falls: for a workload that is played once,
+    /// from its first request to its last answer.
+    pub counts_tail: bool,
+}
+
+impl WarmUpSettings {
+    /// Which requests count if the last session begins at `last_start`.
+    pub(crate) fn window(self, last_start: Timestamp) -> MeasurementWindow {
+        let from = Timestamp::from_secs_f64(last_start.as_secs_f64() * self.share);
+        if self.counts_tail {
+            MeasurementWindow::from_time(from)
+        } else {
+            MeasurementWindow::between(from, last_start)
+        }
+    }
 }
 
 impl Default for WarmUpSettings {
     fn default() -> Self {
-        Self { share: 0.2 }
+        Self { share: 0.2, counts_tail: false }
     }
 }
 
@@ -130,6 +147,15 @@ pub struct LoadSettings {
     pub requests_per_s_per_instance: Vec<f64>,
     /// Requests per second over all instances.
     pub requests_per_s: Vec<f64>,
+    /// Sessions under way at once over all instances, in a closed loop: whenever one ends, the next begins. The number of
+    /// requests is then given, not a duration.
+    pub concurrency: Vec<NonZeroU32>,
+}
+
+impl LoadSettings {
+    fn is_closed_loop(&self) -> bool {
+        !self.concurrency.is_empty()
+    }
 }
 
 /// How the baseline's capacity is found: by bisection for the greatest rate at which enough requests meet the SLO.
@@ -479,12 +505,16 @@ impl ExperimentSpec {
             is_share,
             "a share between 0 and 1, 0.95 for instance",
         )?;
-        if loads.iter().filter(|(_, values)| !values.is_empty()).count() > 1 {
+        let given = loads.iter().map(|(_, values)| !values.is_empty());
+        if given.chain([self.load.is_closed_loop()]).filter(|is_given| *is_given).count() > 1 {
             return Err(SpecFault::Conflict {
                 key: "load".into(),
-                what: "give one of of_capacity, requests_per_s and requests_per_s_per_instance"
+                what: "give one of of_capacity, requests_per_s, requests_per_s_per_instance and concurrency"
                     .into(),
             });
+        }
+        if self.load.is_closed_loop() {
+            self.validate_closed_loop()?;
         }
         let labels: Vec<String> = self.policies()?.into_iter().map(|policy| policy.label).collect();
         if !labels.contains(&self.baseline) {
@@ -501,6 +531,31 @@ impl ExperimentSpec {
         }
         for sweep in &self.sweeps {
             sweep.validate()?;
+        }
+        Ok(())
+    }
+
+    /// A closed loop has no times of its own, and no end but that of its requests.
+    fn validate_closed_loop(&self) -> Result<(), SpecFault> {
+        let of_workloads = self.workloads.iter().any(|workload| workload.duration.is_some());
+        if self.duration.is_some() || of_workloads {
+            return Err(SpecFault::Conflict {
+                key: "duration".into(),
+                what: "the rate of a closed loop follows from the answers; give requests".into(),
+            });
+        }
+        // Both put things at times that must be known before the run.
+        for (_, cluster) in self.conditions()? {
+            let conflict = |key: &str| {
+                let what = "is not for a closed loop; leave it out, or give a rate".to_owned();
+                Err(SpecFault::Conflict { key: format!("cluster.{key}"), what })
+            };
+            if cluster.caches == Caches::Kept {
+                return conflict("caches = \"kept\"");
+            }
+            if cluster.router_restart_every.is_some() {
+                return conflict("router_restart_every");
+            }
         }
         Ok(())
     }

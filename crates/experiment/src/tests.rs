@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Mutex;
 
-use kvroute_lab::{ExperimentResults, Machine, Manifest};
+use kvroute_lab::{ExperimentResults, LoadPoint, Machine, Manifest};
 
 use crate::{
     CellFilter, ExperimentSpec, Live, LiveOutcome, LiveRun, Options, Plan, Progress, Shard, Store,
@@ -137,6 +137,38 @@ fn the_capacity_is_borne_and_a_little_more_is_not() {
     assert!(share(capacity.requests_per_s) >= 0.95);
     assert!(share(capacity.too_much_requests_per_s) < 0.95);
     assert_eq!(found.runs[0].cell.load.requests_per_s, Some(capacity.requests_per_s));
+}
+
+#[test]
+fn a_closed_loop_keeps_as_many_sessions_under_way() {
+    let closed = ["load={concurrency=[4,8]}", "policies=[\"round-robin\"]", "keep.timelines=false"];
+    let counted_tokens = |results: &ExperimentResults| {
+        results.runs.iter().map(|run| run.result.cache.prompt_tokens).collect::<Vec<_>>()
+    };
+    let plan = plan(CHAT, &closed);
+    let directory = tempfile::tempdir().unwrap();
+    let results = run_in(&plan, directory.path(), &options(2));
+    assert!(results.capacities.is_empty());
+    let loads: Vec<_> = results.runs.iter().map(|run| run.cell.load).collect();
+    let load = |sessions: f64| LoadPoint {
+        of_capacity: None,
+        requests_per_s: None,
+        concurrency: Some(sessions),
+    };
+    assert_eq!(loads, [4.0, 4.0, 8.0, 8.0].map(load));
+    assert!(results.runs.iter().all(|run| run.result.requests == 150));
+    // The warm-up is over before the last session begins.
+    assert!(
+        results.runs.iter().all(|run| run.warm_up_s > 0.0 && run.result.duration_s > Some(0.0))
+    );
+
+    // Without a warm-up and with the tail everything counts: the same tokens whatever the load.
+    let all = [&closed[..], &["warm_up={share=0.0,counts_tail=true}"]].concat();
+    let all = self::plan(CHAT, &all);
+    let directory = tempfile::tempdir().unwrap();
+    let all = counted_tokens(&run_in(&all, directory.path(), &options(2)));
+    assert_eq!(all[..2], all[2..]);
+    assert!(counted_tokens(&results).iter().zip(&all).all(|(part, all)| part < all));
 }
 
 #[test]

@@ -105,8 +105,11 @@ pub struct Cell {
 pub struct LoadPoint {
     /// As a share of the baseline's capacity, if it was given like that.
     pub of_capacity: Option<f64>,
-    /// Requests per second over all instances; `None` if the workload keeps its own times.
+    /// Requests per second over all instances; `None` if the workload keeps its own times, or none.
     pub requests_per_s: Option<f64>,
+    /// Sessions under way at once over all instances, in a closed loop; `None` in the open loop.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<f64>,
 }
 
 /// What the file varies besides workload, load, size and policy.

@@ -81,8 +81,9 @@ pub enum Mode {
     /// Each at its intended time, whatever the server does.
     OpenLoop {},
     /// So many clients at most. Each plays a session from its first turn to its last, a turn as soon as the one before
-    /// has ended and its think time (if the workload has any) is over, and then takes the next session; arrival times
-    /// of the workload only give the order of sessions.
+    /// has ended and its think time (if the workload has any) is over, and then takes the next session that nobody has;
+    /// arrival times of the workload only give the order of sessions. (`Workload::in_closed_loop` deals the sessions out
+    /// beforehand, for runs that are compared with a simulation.)
     ClosedLoop {
         /// Number of clients.
         concurrency: NonZeroU32,

@@ -3,6 +3,8 @@
 #![expect(clippy::float_cmp, reason = "results are exact")]
 
 mod arena;
+mod closed_loop;
+mod crossovers;
 mod determinism;
 mod devices;
 mod directory;

@@ -6,6 +6,9 @@
 //! Gamma and Weibull are the families that fit production arrivals (`ServeGen`, arXiv 2505.09999,
 //! section 3).
 
+use std::num::NonZeroU32;
+use std::time::Duration;
+
 use kvroute_types::Timestamp;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -13,6 +16,7 @@ use rand_distr::{Distribution as _, Exp, Gamma, Weibull};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::workload::in_order;
 use crate::{Arrival, Workload};
 
 /// How irregular arrivals are.
@@ -97,6 +101,36 @@ impl Workload {
         let requests = self.requests.len();
         schedule(requests, self.absolute_arrivals(), process, &mut seeded(seed))?;
         Ok(self)
+    }
+
+    /// The same sessions in a closed loop of `clients` clients, all of which begin at time 0: as many sessions are under way
+    /// at any time, until a client has none left.
+    ///
+    /// Sessions are dealt out in turn: client `k` of `C` plays sessions `k`, `k + C`, …, each as soon as the one before has
+    /// ended. A turn comes when the one before has ended and its pause, if it has one, is over; times of the workload give
+    /// the order of sessions and nothing else. Requests are numbered anew, session by session.
+    ///
+    /// It comes last: parts and mixtures of the result, made with other methods, do not keep the number of clients.
+    #[must_use]
+    pub fn in_closed_loop(mut self, clients: NonZeroU32) -> Self {
+        let at_once = Arrival::AfterPrevious { think: Duration::ZERO };
+        for request in &mut self.requests {
+            let is_absolute = matches!(request.arrival, Arrival::At(_));
+            request.arrival = match request.turn {
+                0 if request.session.0 < clients.get() => Arrival::At(Timestamp::ZERO),
+                _ if is_absolute => at_once,
+                _ => request.arrival,
+            };
+        }
+        self.requests.sort_by_key(|request| (request.session, request.turn));
+        (self.requests, self.sessions) = in_order(self.requests);
+        let first_turns = self.requests.iter().filter(|request| request.turn == 0);
+        let first_turns: Vec<_> = first_turns.map(|request| request.id).collect();
+        for request in self.requests.iter_mut().filter(|request| request.next.is_none()) {
+            let following = request.session.index() + clients.get() as usize;
+            request.next = first_turns.get(following).copied();
+        }
+        self
     }
 
     fn absolute_arrivals(&mut self) -> Vec<&mut Timestamp> {
@@ -239,6 +273,7 @@ fn ln_gamma(x: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::WorkloadSpec;
 
     fn mean_and_cv(shape: GapShape) -> (f64, f64) {
         let gap = ArrivalProcess { rate_per_s: 1.0, shape }.unit_gap().unwrap();
@@ -271,6 +306,45 @@ mod tests {
         // Shape 1 is the exponential distribution; shape 1/2 has cv sqrt(5).
         assert!((weibull_shape(1.0).unwrap() - 1.0).abs() < 1e-9);
         assert!((weibull_shape(5.0_f64.sqrt()).unwrap() - 0.5).abs() < 1e-9);
+    }
+
+    #[test]
+    fn clients_of_a_closed_loop_play_every_other_session() {
+        let chat = WorkloadSpec::builtin("chat").unwrap().generate(1, 200).unwrap();
+        let open = chat.clone();
+        let clients = NonZeroU32::new(2).unwrap();
+        let closed = chat.in_closed_loop(clients);
+        assert_eq!((closed.requests().len(), closed.sessions()), (200, open.sessions()));
+        for client in 0..2 {
+            // Along the links from the client's first turn, all its sessions come in order.
+            let first = closed.requests().iter().find(|r| r.session.0 == client).unwrap();
+            assert_eq!(first.arrival, Arrival::At(Timestamp::ZERO));
+            let mut request = first;
+            let mut seen = vec![(request.session.0, request.turn)];
+            while let Some(next) = closed.next_turn(request.id) {
+                request = &closed.requests()[next.index()];
+                assert!(matches!(request.arrival, Arrival::AfterPrevious { .. }));
+                seen.push((request.session.0, request.turn));
+            }
+            let of_client = open.requests().iter().filter(|r| r.session.0 % 2 == client);
+            let mut expected: Vec<_> = of_client.map(|r| (r.session.0, r.turn)).collect();
+            expected.sort_unstable();
+            assert_eq!(seen, expected);
+        }
+        // Think times within a session stay; between sessions there is none.
+        let second_turn = |w: &Workload| w.requests().iter().find(|r| r.turn == 1).unwrap().arrival;
+        assert_eq!(second_turn(&closed), second_turn(&open));
+        let third = closed.requests().iter().find(|r| r.session.0 == 2).unwrap();
+        assert_eq!(third.arrival, Arrival::AfterPrevious { think: Duration::ZERO });
+    }
+
+    #[test]
+    fn more_clients_than_sessions_begin_all_at_once() {
+        let chat = WorkloadSpec::builtin("chat").unwrap().generate(1, 20).unwrap();
+        let closed = chat.in_closed_loop(NonZeroU32::MAX);
+        let starts = closed.requests().iter().filter(|request| request.turn == 0);
+        assert!(starts.clone().all(|request| request.arrival == Arrival::At(Timestamp::ZERO)));
+        assert_eq!(starts.count() as u32, closed.sessions());
     }
 
     #[test]

@@ -12,7 +12,8 @@ use crate::{Segment, SegmentId, TokenStream};
 pub enum Arrival {
     /// At a fixed time, whatever the server does (open loop).
     At(Timestamp),
-    /// `think` after the previous turn of the same session ended (closed loop).
+    /// `think` after the request before it ended: the previous turn of the same session, or in a closed loop of clients
+    /// the last turn of the client's previous session.
     AfterPrevious {
         /// Time the client takes between the end of one answer and its next message.
         think: Duration,
@@ -45,7 +46,8 @@ pub struct WorkloadRequest {
     pub session: SessionId,
     /// Turn within the session, from 0.
     pub turn: u32,
-    /// When it is sent. Turn 0 is always [`Arrival::At`].
+    /// When it is sent. Turn 0 is [`Arrival::At`], but for a session that follows another of the same client
+    /// ([`Workload::in_closed_loop`]).
     pub arrival: Arrival,
     /// Prompt length; at least 1.
     pub prompt_tokens: TokenCount,
@@ -124,7 +126,7 @@ impl Workload {
         self.dropped
     }
 
-    /// The request that follows in the same session, if any.
+    /// The request that follows in the same session, or in a closed loop the first of the client's next session; if any.
     pub fn next_turn(&self, request: RequestId) -> Option<RequestId> {
         self.requests[request.index()].next
     }

@@ -125,6 +125,17 @@ fn what_cannot_be_is_named_with_its_remedy() {
         (vec!["policies=[\"round-robin\",\"round-robin\"]"], "is there twice"),
         (vec!["policies=[{kind=\"load-cache\",alpha=[]}]"], "a list of values is empty"),
         (vec!["load.of_capacity=[1.0]", "load.requests_per_s=[1.0]"], "load: give one of"),
+        (vec!["load.of_capacity=[1.0]", "load.concurrency=[4]"], "load: give one of"),
+        (vec!["load.concurrency=[0]"], "expected a nonzero u32"),
+        (vec!["load.concurrency=[4]", "duration=1min"], "duration: the rate of a closed loop"),
+        (
+            vec!["load.concurrency=[4]", "cluster.router_restart_every=10s"],
+            "cluster.router_restart_every: is not for a closed loop",
+        ),
+        (
+            vec!["load.concurrency=[4]", "cluster.caches=kept"],
+            "cluster.caches = \"kept\": is not for a closed loop",
+        ),
         (vec!["cluster.profile=gpu"], "cluster.profile: gpu"),
         (vec!["cluster.kv_blocks=1"], "vLLM would not start"),
         (vec!["cluster.index_loss=1.5"], "loss is 1.5; it is a share"),

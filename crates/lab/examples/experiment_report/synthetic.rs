@@ -293,7 +293,11 @@ fn run(place: &Place, kind: &str, label: &str, weights: (f64, f64), seed: u64) -
             workload: place.workload.clone(),
             factors: place.factors.clone(),
             instances: place.instances,
-            load: LoadPoint { of_capacity: Some(place.utilisation), requests_per_s: Some(rate) },
+            load: LoadPoint {
+                of_capacity: Some(place.utilisation),
+                requests_per_s: Some(rate),
+                concurrency: None,
+            },
             condition: place.condition.clone(),
             policy: label.to_owned(),
         },

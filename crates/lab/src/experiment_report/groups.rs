@@ -488,7 +488,7 @@ pub(super) struct SceneKey<'a> {
     workload: &'a str,
     factors: Vec<(&'a str, u64)>,
     instances: u32,
-    load: [Option<u64>; 2],
+    load: [Option<u64>; 3],
     condition: (&'a str, &'a str),
 }
 
@@ -506,15 +506,19 @@ impl<'a> SceneKey<'a> {
 
     /// The same at any load.
     pub(super) fn without_load(self) -> Self {
-        Self { load: [None; 2], ..self }
+        Self { load: [None; 3], ..self }
     }
 
-    /// The same with any number of instances: the same share of the capacity, or the same rate for each instance.
+    /// The same with any number of instances: the same share of the capacity, or the same rate or concurrency for each
+    /// instance.
     pub(super) fn without_instances(self) -> Self {
-        let [share, rate] = self.load;
-        let of_each = |rate: u64| (f64::from_bits(rate) / f64::from(self.instances) * 1e6).round();
-        let rate = rate.filter(|_| share.is_none()).map(|rate| of_each(rate).to_bits());
-        Self { instances: 0, load: [share, rate], ..self }
+        let [share, rate, concurrency] = self.load;
+        let of_each = |of_all: u64| {
+            (f64::from_bits(of_all) / f64::from(self.instances) * 1e6).round().to_bits()
+        };
+        let rate = rate.filter(|_| share.is_none());
+        let load = [share, rate.map(of_each), concurrency.map(of_each)];
+        Self { instances: 0, load, ..self }
     }
 
     /// The same under any condition.
@@ -530,13 +534,63 @@ impl<'a> SceneKey<'a> {
     /// The same load in two experiments: the share of the capacity if it was given like that, although the capacity they
     /// found may differ.
     pub(super) fn without_found_capacity(self) -> Self {
-        let [share, rate] = self.load;
-        Self { load: [share, rate.filter(|_| share.is_none())], ..self }
+        let [share, rate, concurrency] = self.load;
+        Self { load: [share, rate.filter(|_| share.is_none()), concurrency], ..self }
     }
 }
 
-fn load_key(load: &LoadPoint) -> [Option<u64>; 2] {
-    [load.of_capacity, load.requests_per_s].map(|value| value.map(f64::to_bits))
+fn load_key(load: &LoadPoint) -> [Option<u64>; 3] {
+    let LoadPoint { of_capacity, requests_per_s, concurrency } = *load;
+    [of_capacity, requests_per_s, concurrency].map(|value| value.map(f64::to_bits))
+}
+
+/// The load as a number and its unit, as it was given: a share of the capacity in percent, requests per second, or
+/// sessions at once; `None` if the workload keeps its own times.
+pub(super) fn load_number(load: &LoadPoint) -> Option<(f64, LoadUnit)> {
+    let LoadPoint { of_capacity, requests_per_s, concurrency } = *load;
+    let share = of_capacity.map(|share| (100.0 * share, LoadUnit::PercentOfCapacity));
+    let rate = requests_per_s.map(|rate| (rate, LoadUnit::RequestsPerS));
+    share.or(rate).or(concurrency.map(|sessions| (sessions, LoadUnit::Sessions)))
+}
+
+/// What the loads of all these scenes are counted in, if that is one thing.
+pub(super) fn common_load_unit(scenes: &[&Scene<'_>]) -> Option<LoadUnit> {
+    let mut units = scenes.iter().map(|scene| load_number(&scene.cell.load).map(|(_, unit)| unit));
+    let first = units.next()??;
+    units.all(|unit| unit == Some(first)).then_some(first)
+}
+
+/// What a load is counted in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LoadUnit {
+    /// Percent of the baseline's capacity.
+    PercentOfCapacity,
+    /// Requests per second over all instances.
+    RequestsPerS,
+    /// Sessions under way at once over all instances.
+    Sessions,
+}
+
+impl LoadUnit {
+    /// Behind a number.
+    pub(super) fn suffix(self) -> &'static str {
+        match self {
+            Self::PercentOfCapacity => " % of capacity",
+            Self::RequestsPerS => " req/s",
+            Self::Sessions => " sessions at once",
+        }
+    }
+
+    /// At an axis, and as the head of a column.
+    pub(super) fn axis(self) -> (&'static str, &'static str) {
+        match self {
+            Self::PercentOfCapacity => {
+                ("offered load, % of the baseline's capacity", "load_percent_of_capacity")
+            }
+            Self::RequestsPerS => ("offered load, requests/s", "load_requests_per_s"),
+            Self::Sessions => ("sessions at once (closed loop)", "load_concurrency"),
+        }
+    }
 }
 
 /// Whether a figure that is this share above the best is as good as the best: up to 5 %.
@@ -547,11 +601,9 @@ pub(super) fn is_near(share: f64) -> bool {
 
 /// A load to read; `None` if the workload keeps its own times.
 pub(super) fn load_text(load: &LoadPoint) -> Option<String> {
-    match (load.of_capacity, load.requests_per_s) {
-        (Some(share), _) => Some(format!("{} % of capacity", fixed(Some(100.0 * share), 0))),
-        (None, Some(rate)) => Some(format!("{} req/s", fixed(Some(rate), 2))),
-        (None, None) => None,
-    }
+    let (value, unit) = load_number(load)?;
+    let decimals = if unit == LoadUnit::RequestsPerS { 2 } else { 0 };
+    Some(format!("{}{}", fixed(Some(value), decimals), unit.suffix()))
 }
 
 /// Cells that no other beats in both: `points` are (more is better, less is better), the result is indices by the first

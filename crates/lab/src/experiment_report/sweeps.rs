@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 
 use super::axis::{Axis, short, time_unit};
 use super::canvas::Looks;
-use super::groups::{Grid, GridCell, Quantity, Scene, SceneKey, load_text};
+use super::groups::{
+    Grid, GridCell, Quantity, Scene, SceneKey, common_load_unit, load_number, load_text,
+};
 use super::lines::{Line, Lines, Panel, Point, Upright};
 use super::tables::csv_text;
 use super::{Drawn, optional};
@@ -21,19 +23,12 @@ pub(super) fn loads(grid: &Grid<'_>, looks: &Looks) -> Vec<Drawn> {
 }
 
 fn of_loads(grid: &Grid<'_>, looks: &Looks, scenes: &[&Scene<'_>]) -> Option<Drawn> {
-    let share = |scene: &Scene<'_>| scene.cell.load.of_capacity.map(|share| 100.0 * share);
-    let rate = |scene: &Scene<'_>| scene.cell.load.requests_per_s;
-    let is_share = scenes.iter().all(|scene| share(scene).is_some());
-    let x_of = |scene: &Scene<'_>| if is_share { share(scene) } else { rate(scene) };
-    let points = in_order(scenes, &x_of);
+    let unit = common_load_unit(scenes)?;
+    let points = in_order(scenes, &|scene| load_number(&scene.cell.load).map(|(value, _)| value));
     if points.len() < 2 {
         return None;
     }
-    let (name, key) = if is_share {
-        ("offered load, % of the baseline's capacity", "load_percent_of_capacity")
-    } else {
-        ("offered load, requests/s", "load_requests_per_s")
-    };
+    let (name, key) = unit.axis();
     let x = Axis::around(name, points.iter().map(|(x, _)| *x));
     let what = without_load_name(scenes[0]);
     Some(over(

@@ -27,7 +27,11 @@ fn run(policy: &str, workload: &str, seed: u64, figures: [f64; 3]) -> Experiment
             workload: workload.to_owned(),
             factors: BTreeMap::new(),
             instances: 4,
-            load: LoadPoint { of_capacity: Some(0.7), requests_per_s: Some(10.0) },
+            load: LoadPoint {
+                of_capacity: Some(0.7),
+                requests_per_s: Some(10.0),
+                concurrency: None,
+            },
             condition: Condition {
                 sweep: String::new(),
                 label: String::new(),

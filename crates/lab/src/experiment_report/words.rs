@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use super::axis::{short, time_text};
-use super::groups::{Grid, GridCell, Quantity, Scene, SceneKey, load_text};
+use super::groups::{
+    Grid, GridCell, Quantity, Scene, SceneKey, common_load_unit, load_number, load_text,
+};
 use super::losses::{Losses, of_kinds};
 use super::maps::{AlphaBeta, Gain};
 use super::sweep_words;
@@ -267,23 +269,17 @@ fn runs(
     name: &dyn Fn(&Scene<'_>) -> String,
 ) -> String {
     let is_condition = scenes.iter().any(|scene| !scene.cell.condition.sweep.is_empty());
-    let shares = scenes.iter().all(|scene| scene.cell.load.of_capacity.is_some());
-    let load =
-        |scene: &Scene<'_>| match (scene.cell.load.of_capacity, scene.cell.load.requests_per_s) {
-            (Some(share), _) if shares => Some(100.0 * share),
-            (_, rate) => rate,
-        };
-    if is_condition || scenes.iter().any(|scene| load(scene).is_none()) {
+    let load = |scene: &Scene<'_>| load_number(&scene.cell.load).map_or(0.0, |(value, _)| value);
+    let Some(unit) = common_load_unit(scenes).filter(|_| !is_condition) else {
         return listed(scenes, label, name);
-    }
+    };
     let sizes: BTreeSet<u32> = scenes.iter().map(|scene| scene.cell.instances).collect();
     let loads = |size: u32| {
         let mut of_size: Vec<_> =
             scenes.iter().filter(|scene| scene.cell.instances == size).copied().collect();
-        of_size.sort_by(|a, b| load(a).unwrap_or(0.0).total_cmp(&load(b).unwrap_or(0.0)));
+        of_size.sort_by(|a, b| load(a).total_cmp(&load(b)));
         of_size
     };
-    let unit = if shares { " % of capacity" } else { " req/s" };
     // One load for each size: along the sizes.
     if sizes.iter().all(|size| loads(*size).len() == 1) {
         let along: Vec<_> = sizes
@@ -295,11 +291,9 @@ fn runs(
     }
     let mut of_sizes: Vec<(String, Vec<u32>)> = Vec::new();
     for size in sizes {
-        let along: Vec<_> = loads(size)
-            .into_iter()
-            .map(|scene| (label(scene), short(load(scene).unwrap_or(0.0))))
-            .collect();
-        let text = stretches(&along, "at ", unit);
+        let along: Vec<_> =
+            loads(size).into_iter().map(|scene| (label(scene), short(load(scene)))).collect();
+        let text = stretches(&along, "at ", unit.suffix());
         match of_sizes.iter_mut().find(|(known, _)| *known == text) {
             Some((_, same)) => same.push(size),
             None => of_sizes.push((text, vec![size])),
@@ -370,19 +364,15 @@ fn listed(
 /// Loads and numbers of instances of some scenes, from the least to the most.
 fn span(scenes: &[&Scene<'_>]) -> String {
     let mut parts = Vec::new();
-    let shares: Option<Vec<f64>> =
-        scenes.iter().map(|scene| scene.cell.load.of_capacity.map(|share| 100.0 * share)).collect();
-    let rates: Option<Vec<f64>> =
-        scenes.iter().map(|scene| scene.cell.load.requests_per_s).collect();
+    let loads = scenes.iter().filter_map(|scene| load_number(&scene.cell.load));
+    let loads: Vec<f64> = loads.map(|(value, _)| value).collect();
     let ends = |values: &[f64]| {
         let least = values.iter().copied().fold(f64::INFINITY, f64::min);
         let most = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         if least < most { format!("{} to {}", short(least), short(most)) } else { short(least) }
     };
-    if let Some(shares) = shares {
-        parts.push(format!("{} % of capacity", ends(&shares)));
-    } else if let Some(rates) = rates {
-        parts.push(format!("{} req/s", ends(&rates)));
+    if let Some(unit) = common_load_unit(scenes) {
+        parts.push(format!("{}{}", ends(&loads), unit.suffix()));
     }
     let mut sweeps: Vec<(&str, Vec<&str>)> = Vec::new();
     for condition in scenes.iter().map(|scene| &scene.cell.condition) {

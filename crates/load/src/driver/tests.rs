@@ -196,6 +196,19 @@ async fn a_client_of_the_closed_loop_plays_whole_sessions() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_workload_in_a_closed_loop_is_played_as_by_clients() {
+    let (workload, fake) = (chat(18), Fake::new(|_| 10 * MS));
+    let by_clients = play_over(closed(2), &workload, &fake).await;
+    let looped = workload.in_closed_loop(NonZeroU32::new(2).unwrap());
+    let fake = Fake::new(|_| 10 * MS);
+    let as_it_is = play_over(LoadConfig::default(), &looped, &fake).await;
+    assert_eq!(as_it_is.records, by_clients.records);
+    // A session knows nothing of the one before it.
+    assert_eq!(fake.body(6).matches("answer-").count(), 0);
+    assert_eq!(fake.body(8).matches("answer-").count(), 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_warm_up_leaves_gaps_out_but_no_records() {
     let (workload, fake) = (uniform(50), Fake::new(|_| MS));
     let config = LoadConfig { warm_up_s: 0.2, ..LoadConfig::default() };
