@@ -2,19 +2,18 @@
 //!
 //! ```text
 //! cost_i = s_i * ((W_i + w_i + F) * sqrt(b_i + 1) + price * w_i * sqrt(b + 1))      in tokens
-//! w_i    = p - matched_i + d * matched_i         (what the request makes the instance compute)
 //! price  = r / (1 - r) + 0.1 * c
 //! choice = argmin over eligible i of cost_i;   ties: least in flight, least recently chosen, least id
 //! ```
 //!
-//! * `p`: [`RequestView::prompt_tokens`]; `matched_i`: [`Candidate::matched_tokens`];
-//! * `W_i`: work queued there: the same sum as `w_i` over the requests that have shown no first token;
+//! * `w_i`: prompt tokens that the instance would compute, [`RequestView::prompt_tokens`] -
+//!   [`Candidate::matched_tokens`]; `W_i`: those queued there, [`Candidate::in_flight_uncached_tokens`];
 //! * `b_i`: [`Candidate::in_flight`], `b` and `c`: the means of it and of [`Candidate::in_flight_decoding`] over the
 //!   eligible instances;
-//! * learned from first tokens: `F`, what a first token costs beside its own prefill (the step in progress, the step's
-//!   least time, the network), in tokens; `d`, the share of tokens believed cached that are computed all the same;
-//!   `s_i`, how much longer this instance takes for the same tokens than the fleet does;
-//! * `r`: share of the instances' time that went into prefills in the last [`MEMORY_S`] s.
+//! * `F`: what a first token costs beside its own prefill (the step in progress, a step's least time), [`FIXED_TOKENS`];
+//! * `r`: share of the instances' time that prefills take: tokens sent to be computed in the last [`MEMORY_S`] s,
+//!   times the learned time per token;
+//! * `s_i`: how much longer this instance takes for a token than the fleet does, learned; 1 within [`EQUAL`].
 //!
 //! How it reads. The first term is the request's own time to first token on a machine that a batch of `b_i` slows down
 //! (LMetric multiplies by the batch itself, which on a busy fleet gives cached prefixes away too easily; the square
@@ -26,13 +25,12 @@
 //! queue grows while `r` and `c` stay low, as they are means over the fleet and as an instance decodes no more than its batch.
 //!
 //! What is learned. As engines prefill in order, the time from one first token to the next, while prefills wait, is the
-//! time that the later one took. A plane through those times over the tokens computed and the tokens believed cached has
-//! `F`, `d` and the time per token in it, least in squares of relative errors, so that times for which the batch or the
-//! cache was full say little; the ratio of an instance's times to what the fleet's plane says is `s_i`,
-//! drawn towards 1 by [`PRIOR_SAMPLES`]. Old samples fade. Answers that are not streamed teach nothing. Before the
-//! first samples `F`, `d` and `r` are 0 and `s_i` is 1.
+//! time that the later one took; those of one step count as one. Divided by its tokens and `F`, the lower quartile of
+//! these times is the time per token, of the fleet and of each instance: the upper ones hold waits for a place in the batch
+//! or in the cache, which are no time of a prefill. Answers that are not streamed teach nothing. Before the first
+//! samples `r` is 0 and `s_i` is 1.
 //!
-//! Source: our own. The exponent 1/2 and the weight 0.1 are the results of a search over the arena's workloads
+//! Source: our own. The exponent 1/2, the weight 0.1 and `F` are the results of a search over the arena's workloads
 //! (`docs/arena.md`), and not for users to set.
 
 use std::time::Duration;
@@ -40,23 +38,25 @@ use std::time::Duration;
 use kvroute_types::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::choice::{Best, eligible, scored};
+use crate::choice::{Best, eligible, scored, uncached_tokens};
 use crate::config::Settings;
 use crate::per_instance::PerInstance;
 use crate::{Candidate, Decision, Event, LoadSignal, Needs, Policy, RequestView, Scores};
 
+/// What a first token costs beside its own prefill, in tokens: a step that loads the weights and computes next to
+/// nothing takes as long as 200 tokens on the profiles' GPUs.
+const FIXED_TOKENS: f64 = 200.0;
 /// Weight of a request that decodes against one that waits for its first token.
 const DECODING_WEIGHT: f64 = 0.1;
 /// Time over which the prefill utilisation is a mean, s.
 const MEMORY_S: f64 = 20.0;
 /// Utilisation is taken to be no more than this: no price is infinite.
 const UTILISATION_MAX: f64 = 0.95;
-/// First tokens after which an old sample counts 1/e.
-const MEMORY_SAMPLES: f64 = 512.0;
-/// First tokens that the belief is worth that an instance is as fast as the others.
-const PRIOR_SAMPLES: f64 = 128.0;
-/// First tokens before anything is made of them.
-const SAMPLES_MIN: f64 = 16.0;
+/// First tokens this close together are of one step.
+const ONE_STEP: Duration = Duration::from_millis(1);
+/// Instances whose times per token differ by less than this factor count as equally fast: what is learned is uncertain by
+/// a few per cent, and equals are to take turns.
+const EQUAL: f64 = 1.25;
 
 /// `adaptive` has no parameters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,9 +67,9 @@ pub struct AdaptiveConfig {}
 #[derive(Clone, Debug, Default)]
 pub struct Adaptive {
     instances: PerInstance<Watched>,
-    fleet: Moments,
-    line: Line,
-    busy: Busy,
+    /// Of all instances, s.
+    time_per_token: LowerQuartile,
+    sent: Sent,
 }
 
 impl Policy for Adaptive {
@@ -96,31 +96,26 @@ impl Policy for Adaptive {
             in_flight += u64::from(candidate.in_flight);
             decoding += u64::from(candidate.in_flight_decoding);
         }
-        if n == 0 {
-            return None;
-        }
-        let Line { fixed_tokens, recomputed, s_per_token: _ } = self.line;
-        self.busy.fade(now);
-        let used = (self.busy.share() / f64::from(n)).min(UTILISATION_MAX);
-        let mean = |sum: u64| sum as f64 / f64::from(n);
-        let price = (used / (1.0 - used) + DECODING_WEIGHT * mean(decoding))
-            * (mean(in_flight) + 1.0).sqrt();
+        let mean = |sum: f64| sum / f64::from(n);
+        self.sent.fade(now);
+        let used = self.time_per_token.get().map_or(0.0, |s| mean(self.sent.tokens_per_s() * s));
+        let used = used.min(UTILISATION_MAX);
+        let price = (used / (1.0 - used) + DECODING_WEIGHT * mean(decoding as f64))
+            * (mean(in_flight as f64) + 1.0).sqrt();
 
         let mut best = Best::new(LoadSignal::InFlight);
         for (position, candidate) in eligible(candidates) {
-            let own = work(request.prompt_tokens.0.into(), candidate.matched_tokens, recomputed);
-            let waiting = candidate
-                .in_flight_prompt_tokens
-                .saturating_sub(candidate.in_flight_decoding_tokens);
-            let cached = waiting.saturating_sub(candidate.in_flight_uncached_tokens);
-            let queued = candidate.in_flight_uncached_tokens as f64 + recomputed * cached as f64;
+            let own = f64::from(uncached_tokens(request, candidate));
+            let queued = candidate.in_flight_uncached_tokens as f64;
             let batch = f64::from(candidate.in_flight) + 1.0;
-            let first_token = (queued + own + fixed_tokens) * batch.sqrt();
-            let cost = self.instances[position].slowdown() * (first_token + price * own);
+            let first_token = (queued + own + FIXED_TOKENS) * batch.sqrt();
+            let slowdown = self.instances[position].time_per_token.over(self.time_per_token);
+            let cost = slowdown * (first_token + price * own);
             scores.record(candidate.id, 0.0 - cost);
             best.offer(0.0 - cost, position, candidate);
         }
         let (_, position, candidate) = best.get()?;
+        self.sent.tokens += f64::from(uncached_tokens(request, candidate));
         if candidate.in_flight == candidate.in_flight_decoding {
             self.instances[position].busy_since = now;
         }
@@ -128,30 +123,28 @@ impl Policy for Adaptive {
     }
 
     fn observe(&mut self, event: Event<'_>) {
-        let Event::FirstToken { now, candidates, position, waited, prompt_tokens, uncached_tokens } =
-            event
+        let Event::FirstToken { now, candidates, position, waited, uncached_tokens, .. } = event
         else {
             return;
         };
         let Some(watched) = self.instances.get_mut(candidates[position].id) else { return };
         // Whoever was before it may have gone without a first token.
-        let taken = waited.min(now.since(watched.busy_since)).as_secs_f64();
+        let taken = waited.min(now.since(watched.busy_since));
         watched.busy_since = now;
-        self.busy.fade(now);
-        self.busy.prefill_s += taken;
-        let computed = f64::from(uncached_tokens);
-        let cached = f64::from(prompt_tokens.saturating_sub(uncached_tokens));
-        self.fleet.add(computed, cached, taken);
-        if let Some(line) = self.fleet.line() {
-            self.line = line;
-            watched.add(taken, line.time_s(computed, cached));
+        watched.step_tokens += f64::from(uncached_tokens);
+        if taken < ONE_STEP {
+            return;
+        }
+        // The step before this one is whole now.
+        let tokens = std::mem::replace(&mut watched.step_tokens, f64::from(uncached_tokens));
+        let step = std::mem::replace(&mut watched.step, taken);
+        if !step.is_zero() {
+            let before = tokens - f64::from(uncached_tokens);
+            let s_per_token = step.as_secs_f64() / (before + FIXED_TOKENS);
+            watched.time_per_token.add(s_per_token, self.time_per_token);
+            self.time_per_token.add(s_per_token, LowerQuartile::default());
         }
     }
-}
-
-/// Tokens to compute for a prompt of which so much is believed cached.
-fn work(prompt_tokens: f64, cached_tokens: u32, recomputed: f64) -> f64 {
-    prompt_tokens - (1.0 - recomputed) * f64::from(cached_tokens)
 }
 
 /// What is learned of one instance.
@@ -159,146 +152,75 @@ fn work(prompt_tokens: f64, cached_tokens: u32, recomputed: f64) -> f64 {
 struct Watched {
     /// When the prefill in progress began: that of the first request, or the first token before.
     busy_since: Timestamp,
-    /// Samples, time taken and time by the fleet's line, s; old ones faded.
-    samples: f64,
-    taken_s: f64,
-    expected_s: f64,
+    /// Time that the latest step with first tokens took, and the tokens computed in it.
+    step: Duration,
+    step_tokens: f64,
+    /// s.
+    time_per_token: LowerQuartile,
 }
 
-impl Watched {
-    fn add(&mut self, taken_s: f64, expected_s: f64) {
-        for sum in [&mut self.samples, &mut self.taken_s, &mut self.expected_s] {
-            *sum *= KEPT;
+/// The value that a quarter of what comes is below, followed in steps of a few per cent.
+#[derive(Clone, Copy, Debug, Default)]
+struct LowerQuartile {
+    /// Natural logarithm of the value.
+    ln: f64,
+    samples: u32,
+}
+
+impl LowerQuartile {
+    /// Smallest step, as a share of the value; the first ones are greater.
+    const STEP_MIN: f64 = 0.02;
+
+    /// Takes in a positive value; the first one is taken as far from `prior` as a step goes, if there is one.
+    fn add(&mut self, value: f64, prior: Self) {
+        let ln = value.ln();
+        if self.samples == 0 {
+            self.ln = if prior.samples == 0 { ln } else { prior.ln };
         }
-        self.samples += 1.0;
-        self.taken_s += taken_s;
-        self.expected_s += expected_s;
+        self.samples = self.samples.saturating_add(1);
+        let step = (1.0 / f64::from(self.samples)).max(Self::STEP_MIN);
+        // In balance when three times as many are above as below.
+        if ln < self.ln {
+            self.ln -= 3.0 * step;
+        } else if ln > self.ln {
+            self.ln += step;
+        }
     }
 
-    /// Time that it takes over the time that the fleet takes.
-    fn slowdown(&self) -> f64 {
-        if self.samples < 1.0 || self.expected_s <= 0.0 {
+    fn get(self) -> Option<f64> {
+        (self.samples > 0).then(|| self.ln.exp())
+    }
+
+    /// How many times the other it is; 1 if they are about equal, or one is not known.
+    fn over(self, other: Self) -> f64 {
+        let ratio = self.ln - other.ln;
+        if self.samples == 0 || other.samples == 0 || ratio.abs() < EQUAL.ln() {
             return 1.0;
         }
-        let prior_s = PRIOR_SAMPLES * self.expected_s / self.samples;
-        (self.taken_s + prior_s) / (self.expected_s + prior_s)
+        ratio.exp()
     }
 }
 
-/// Shorter times count as this, s: of several requests in one step, all but one take next to nothing.
-const TAKEN_MIN_S: f64 = 1e-3;
-/// Share that stays of the sums when a sample comes.
-const KEPT: f64 = 1.0 - 1.0 / MEMORY_SAMPLES;
-
-/// Sums over prefills, each weighted by the inverse square of its time: tokens computed, tokens believed cached, time
-/// taken (s), and their products; old ones faded.
+/// Tokens sent to be computed, old ones faded.
 #[derive(Clone, Copy, Debug, Default)]
-struct Moments {
-    samples: f64,
-    weight: f64,
-    computed: f64,
-    cached: f64,
-    taken: f64,
-    computed_2: f64,
-    cached_2: f64,
-    computed_cached: f64,
-    computed_taken: f64,
-    cached_taken: f64,
-}
-
-impl Moments {
-    fn add(&mut self, computed: f64, cached: f64, taken_s: f64) {
-        let weight = taken_s.max(TAKEN_MIN_S).powi(-2);
-        for (sum, value) in [
-            (&mut self.samples, 1.0),
-            (&mut self.weight, weight),
-            (&mut self.computed, weight * computed),
-            (&mut self.cached, weight * cached),
-            (&mut self.taken, weight * taken_s),
-            (&mut self.computed_2, weight * computed * computed),
-            (&mut self.cached_2, weight * cached * cached),
-            (&mut self.computed_cached, weight * computed * cached),
-            (&mut self.computed_taken, weight * computed * taken_s),
-            (&mut self.cached_taken, weight * cached * taken_s),
-        ] {
-            *sum = KEPT * *sum + value;
-        }
-    }
-
-    /// The plane of least squares through times over tokens computed and tokens believed cached; `None` before there are
-    /// enough samples. Nothing in it is negative: what would be is left out.
-    fn line(&self) -> Option<Line> {
-        if self.samples < SAMPLES_MIN || self.computed_taken <= 0.0 {
-            return None;
-        }
-        let n = self.weight;
-        let covariance = |xy: f64, x: f64, y: f64| xy / n - (x / n) * (y / n);
-        let computed_2 = covariance(self.computed_2, self.computed, self.computed);
-        let cached_2 = covariance(self.cached_2, self.cached, self.cached);
-        let both = covariance(self.computed_cached, self.computed, self.cached);
-        let computed_taken = covariance(self.computed_taken, self.computed, self.taken);
-        let cached_taken = covariance(self.cached_taken, self.cached, self.taken);
-        let determinant = computed_2 * cached_2 - both * both;
-        let mut of_computed = (cached_2 * computed_taken - both * cached_taken) / determinant;
-        let mut of_cached = (computed_2 * cached_taken - both * computed_taken) / determinant;
-        // They vary together, or one does not at all; or the more is believed cached, the faster it goes.
-        let is_plane = determinant > 1e-3 * computed_2 * cached_2 && cached_2 > 1.0;
-        if !is_plane || of_cached < 0.0 {
-            of_cached = 0.0;
-            of_computed = if computed_2 > 1.0 { computed_taken / computed_2 } else { 0.0 };
-        }
-        let mut fixed_s = (self.taken - of_computed * self.computed - of_cached * self.cached) / n;
-        if of_computed <= 0.0 || fixed_s < 0.0 {
-            of_computed = self.computed_taken / self.computed_2;
-            (of_cached, fixed_s) = (0.0, 0.0);
-        }
-        Some(Line {
-            fixed_tokens: fixed_s / of_computed,
-            s_per_token: of_computed,
-            recomputed: (of_cached / of_computed).min(1.0),
-        })
-    }
-}
-
-/// What a prefill takes.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Line {
-    /// Fixed part, in tokens that take as long.
-    fixed_tokens: f64,
-    /// Time for a token to compute, s; 0 as long as nothing is known.
-    s_per_token: f64,
-    /// Share of tokens believed cached that are computed all the same, `0.0..=1.0`.
-    recomputed: f64,
-}
-
-impl Line {
-    fn time_s(&self, computed: f64, cached: f64) -> f64 {
-        self.s_per_token * (self.fixed_tokens + computed + self.recomputed * cached)
-    }
-}
-
-/// Time that went into prefills, over all instances; old times faded.
-#[derive(Clone, Copy, Debug, Default)]
-struct Busy {
-    prefill_s: f64,
-    /// Time in which that was, s: fades in the same way, so that a beginning counts in full.
+struct Sent {
+    tokens: f64,
+    /// Time over which they were sent, s: fades in the same way, so that a beginning counts in full.
     seconds: f64,
     as_of: Timestamp,
 }
 
-impl Busy {
+impl Sent {
     fn fade(&mut self, now: Timestamp) {
-        let passed: Duration = now.since(self.as_of);
-        let kept = (-passed.as_secs_f64() / MEMORY_S).exp();
-        self.prefill_s *= kept;
+        let kept = (-now.since(self.as_of).as_secs_f64() / MEMORY_S).exp();
+        self.tokens *= kept;
         self.seconds = self.seconds * kept + (1.0 - kept) * MEMORY_S;
         self.as_of = self.as_of.max(now);
     }
 
-    /// Instances that were busy with prefills, on average.
-    fn share(&self) -> f64 {
-        // Less than a second says nothing.
-        if self.seconds < 1.0 { 0.0 } else { self.prefill_s / self.seconds }
+    fn tokens_per_s(&self) -> f64 {
+        // A rate over less than a second says nothing.
+        if self.seconds < 1.0 { 0.0 } else { self.tokens / self.seconds }
     }
 }
 
@@ -316,14 +238,7 @@ impl Settings for AdaptiveConfig {
     }
 
     fn signals(&self) -> Vec<&'static str> {
-        vec![
-            "matched_tokens",
-            "in_flight",
-            "in_flight_uncached_tokens",
-            "in_flight_prompt_tokens",
-            "in_flight_decoding",
-            "in_flight_decoding_tokens",
-        ]
+        vec!["matched_tokens", "in_flight", "in_flight_uncached_tokens", "in_flight_decoding"]
     }
 
     fn policy(&self, _seed: u64) -> Box<dyn Policy> {
@@ -343,153 +258,115 @@ mod tests {
         Timestamp::from_secs_f64(seconds)
     }
 
-    /// A request is sent at `sent_s` and has its first token after `taken_s`.
-    fn served(
-        policy: &mut Adaptive,
-        table: &[Candidate],
-        sent_s: f64,
-        taken_s: f64,
-        (prompt_tokens, uncached_tokens): (u32, u32),
-    ) {
-        let decision =
-            policy.choose(at(sent_s), &ten_blocks(), table, &mut Scores::new(false)).unwrap();
-        policy.observe(Event::FirstToken {
-            now: at(sent_s + taken_s),
-            candidates: table,
-            position: decision.position,
-            waited: Duration::from_secs_f64(taken_s),
-            prompt_tokens,
-            uncached_tokens,
-        });
-    }
-
-    /// Taught by one instance that a first token takes 10 ms and 0.1 ms a token to compute.
-    fn taught() -> Adaptive {
-        let mut policy = Adaptive::default();
-        let table = [Candidate::new(InstanceId(99))];
-        for (n, tokens) in (0..60).zip([100, 300, 500].into_iter().cycle()) {
-            let taken_s = 0.01 + 1e-4 * f64::from(tokens);
-            served(&mut policy, &table, f64::from(n) * 1e-3, taken_s, (tokens + 64, tokens));
+    /// First tokens on the instance, one after another and each with 100, 300 or 500 tokens to compute, at this time per token.
+    fn teach(policy: &mut Adaptive, table: &[Candidate], position: usize, s_per_token: f64) {
+        let mut now = at(1_000.0 * position as f64);
+        for tokens in [100, 300, 500].into_iter().cycle().take(300) {
+            policy.instances.follow(table);
+            policy.instances[position].busy_since = now;
+            let waited = Duration::from_secs_f64(s_per_token * (f64::from(tokens) + FIXED_TOKENS));
+            now = now + waited;
+            policy.observe(Event::FirstToken {
+                now,
+                candidates: table,
+                position,
+                waited,
+                prompt_tokens: tokens,
+                uncached_tokens: tokens,
+            });
         }
-        policy
     }
 
     #[test]
     fn by_hand_before_anything_is_learned() {
         let mut table = in_flight([3, 0], [10, 0]);
         table[0].in_flight_uncached_tokens = 40;
-        table[0].in_flight_prompt_tokens = 40;
-        for candidate in &mut table {
-            candidate.in_flight_decoding = candidate.in_flight;
-        }
-        // b = c = 1.5; price = 0.1 * 1.5 * sqrt(2.5) = 0.237171.
-        // (40 + 5) * sqrt(4) + 0.237171 * 5 = 91.185854;   165 * 1 + 0.237171 * 165 = 204.133186.
+        table[0].in_flight_decoding = 2;
+        // b = 1.5, c = 1; price = 0.1 * 1 * sqrt(2.5) = 0.158114.
+        // (40 + 5 + 200) * sqrt(4) + 0.158114 * 5 = 490.790569;   165 + 200 + 0.158114 * 165 = 391.088787.
         let (choice, scores) = choose_scored(&mut Adaptive::default(), &ten_blocks(), &table);
-        assert_scores(&scores, &[(10, -91.185854122563), (20, -204.133186044584)]);
+        assert_scores(&scores, &[(10, -490.790_569_415), (20, -391.088_790_697)]);
+        assert_eq!(choice, Some((1, Reason::LoadScore)));
+        // 205 * 1.414 + 0.8 = 290 with one request there, and it is better to follow the cache.
+        table[0].in_flight = 1;
+        table[0].in_flight_uncached_tokens = 0;
+        let choice = choose(&mut Adaptive::default(), &ten_blocks(), &table);
         assert_eq!(choice, Some((0, Reason::CacheScore)));
-        // 130 more tokens in the queue, and the idle one is better: 175 * 2 > 204.
-        table[0].in_flight_uncached_tokens = 170;
-        table[0].in_flight_prompt_tokens = 170;
-        assert_eq!(
-            choose(&mut Adaptive::default(), &ten_blocks(), &table),
-            Some((1, Reason::LoadScore))
-        );
     }
 
     #[test]
-    fn the_line_is_that_of_the_times() {
-        let line = taught().line;
-        assert!((line.s_per_token - 1e-4).abs() < 1e-9, "{line:?}");
-        assert!((line.fixed_tokens - 100.0).abs() < 1e-3, "{line:?}");
-        assert!(line.recomputed.abs() < 1e-9, "{line:?}");
-    }
-
-    #[test]
-    fn beliefs_count_for_what_they_are_worth() {
-        let mut policy = Adaptive::default();
-        let table = [Candidate::new(InstanceId(1))];
-        // A quarter of what is believed cached takes as long as what is not.
-        for n in 0..200_u32 {
-            let (uncached, cached) = (100 + 100 * (n % 3), 1_000 * (n % 7));
-            let taken_s = 0.01 + 1e-4 * f64::from(uncached) + 0.25e-4 * f64::from(cached);
-            served(&mut policy, &table, f64::from(n), taken_s, (uncached + cached, uncached));
+    fn the_time_per_token_is_the_lower_quartile_s() {
+        let mut quartile = LowerQuartile::default();
+        for n in 0..20_000_u32 {
+            // Uniform over 1 to 5, in a fixed order; a quarter of it is below 2.
+            quartile
+                .add(1.0 + 4.0 * f64::from(n * 7_919 % 1_000) / 1_000.0, LowerQuartile::default());
         }
-        assert!((policy.line.recomputed - 0.25).abs() < 0.01, "{:?}", policy.line);
-        // 165 - 0.75 * 160 = 45 tokens to compute, where 5 are believed to be.
-        let line = policy.line;
-        policy.instances = PerInstance::default();
-        let (_, scores) = choose_scored(&mut policy, &ten_blocks(), &in_flight([0], [10]));
-        let expected = 165.0 - (1.0 - line.recomputed) * 160.0;
-        assert!((0.0 - scores[0].1 - line.fixed_tokens) / expected > 0.999, "{scores:?}");
+        assert!((quartile.get().unwrap() / 2.0).ln().abs() < 0.2, "{quartile:?}");
+        assert_eq!(LowerQuartile::default().get(), None);
     }
 
     #[test]
     fn a_slow_instance_gets_less() {
-        let mut policy = Adaptive::default();
         let table = in_flight([0, 0], [0, 0]);
-        for n in 0..400_u32 {
-            let tokens = 100 + 100 * (n % 5);
-            // Whichever is chosen: the second takes twice as long.
-            let position = (n % 2) as usize;
-            let only = [table[position].clone()];
-            policy.instances.follow(&table);
-            let watched = policy.instances.get_mut(only[0].id).unwrap();
-            watched.busy_since = at(f64::from(n));
-            let taken_s = f64::from(1 + n % 2) * (0.01 + 1e-4 * f64::from(tokens));
-            policy.observe(Event::FirstToken {
-                now: at(f64::from(n) + taken_s),
-                candidates: &only,
-                position: 0,
-                waited: Duration::from_secs_f64(taken_s),
-                prompt_tokens: tokens,
-                uncached_tokens: tokens,
-            });
-        }
-        let [fast, slow] = [0, 1].map(|position| policy.instances[position].slowdown());
-        // 2 to 1, drawn towards equal by the prior.
-        assert!((1.3..2.0).contains(&(slow / fast)), "{slow} {fast}");
+        let mut policy = Adaptive::default();
+        teach(&mut policy, &table, 0, 1e-4);
+        teach(&mut policy, &table, 1, 2e-4);
+        let of = |position: usize| policy.instances[position].time_per_token;
+        assert!((of(1).over(of(0)) / 2.0).ln().abs() < 0.15, "{:?} {:?}", of(1), of(0));
         assert_eq!(choose(&mut policy, &ten_blocks(), &table).map(|it| it.0), Some(0));
+        // A tenth more is no difference.
+        let mut policy = Adaptive::default();
+        teach(&mut policy, &table, 0, 1.0e-4);
+        teach(&mut policy, &table, 1, 1.1e-4);
+        let (_, scores) = choose_scored(&mut policy, &ten_blocks(), &table);
+        assert_scores(&scores, &[(10, -365.0), (20, -365.0)]);
     }
 
     #[test]
-    fn what_waits_behind_another_is_not_charged_for_it() {
+    fn what_waits_behind_another_is_not_charged_for_it_and_a_step_is_charged_once() {
+        let table = in_flight([0], [0]);
         let mut policy = Adaptive::default();
-        let mut table = in_flight([0], [0]);
-        let send = |policy: &mut Adaptive, table: &mut [Candidate]| {
-            policy.choose(at(0.0), &ten_blocks(), table, &mut Scores::new(false)).unwrap();
-            table[0].in_flight += 1;
-        };
-        send(&mut policy, &mut table);
-        send(&mut policy, &mut table);
-        for (now_s, waited_s) in [(1.0, 1.0), (1.5, 1.5)] {
+        policy.instances.follow(&table);
+        // All sent at time 0; the first step has two first tokens.
+        for (now_s, tokens) in [(1.0, 300), (1.0, 500), (1.5, 100), (2.5, 100)] {
             policy.observe(Event::FirstToken {
                 now: at(now_s),
                 candidates: &table,
                 position: 0,
-                waited: Duration::from_secs_f64(waited_s),
-                prompt_tokens: 100,
-                uncached_tokens: 100,
+                waited: Duration::from_secs_f64(now_s),
+                prompt_tokens: tokens,
+                uncached_tokens: tokens,
             });
         }
-        // The second is charged half a second, and weighs four times as much.
-        let fleet = &policy.fleet;
-        assert!((fleet.weight - (KEPT + 4.0)).abs() < 1e-9, "{fleet:?}");
-        assert!((fleet.taken - (KEPT + 2.0)).abs() < 1e-9, "{fleet:?}");
-        assert!((policy.busy.prefill_s - 1.5).abs() < 0.1, "{:?}", policy.busy);
+        // 1 s for 300 + 500 and 200 fixed, then 0.5 s for 100 and 200; the last is not whole yet.
+        assert_eq!(policy.time_per_token.samples, 2);
+        let first: f64 = 1.0 / 1_000.0;
+        assert!((policy.time_per_token.ln - (first.ln() + 0.5)).abs() < 1e-9);
     }
 
     #[test]
     fn a_busy_fleet_bears_a_longer_queue_for_a_cached_prompt() {
         let mut table = in_flight([1, 1], [10, 0]);
         table[0].in_flight_uncached_tokens = 300;
-        table[0].in_flight_prompt_tokens = 300;
-        let mut policy = taught();
-        policy.busy = Busy::default();
+        let mut policy = Adaptive::default();
+        teach(&mut policy, &[Candidate::new(InstanceId(99))], 0, 1e-4);
         assert_eq!(choose(&mut policy, &ten_blocks(), &table).unwrap().0, 1);
-        // 36 s of prefill in 20 s on two instances: busy for 0.9 of the time.
-        let mut policy = taught();
-        policy.busy = Busy { prefill_s: 36.0, seconds: 20.0, as_of: Timestamp::ZERO };
+        // 18,000 tokens a second at 0.1 ms each on two instances: busy for 0.9 of the time.
+        policy.sent = Sent { tokens: 360_000.0, seconds: 20.0, as_of: Timestamp::ZERO };
         assert_eq!(choose(&mut policy, &ten_blocks(), &table).unwrap().0, 0);
+    }
+
+    #[test]
+    fn what_was_sent_fades() {
+        let mut sent = Sent { tokens: 1_000.0, seconds: 20.0, as_of: Timestamp::ZERO };
+        assert!((sent.tokens_per_s() - 50.0).abs() < 1e-9);
+        sent.fade(at(20.0));
+        assert!((sent.tokens_per_s() - 50.0 / std::f64::consts::E).abs() < 1e-9, "{sent:?}");
+        let mut young = Sent::default();
+        young.fade(at(0.5));
+        young.tokens = 100.0;
+        assert_eq!(young.tokens_per_s().to_bits(), 0.0_f64.to_bits());
     }
 
     #[test]
@@ -501,8 +378,9 @@ mod tests {
 
     #[test]
     fn instances_may_come_and_go() {
-        let mut policy = taught();
         let table = in_flight([0, 0], [0, 0]);
+        let mut policy = Adaptive::default();
+        // Its first token comes before it was ever in a table that was chosen from.
         policy.observe(Event::FirstToken {
             now: at(1.0),
             candidates: &table,
