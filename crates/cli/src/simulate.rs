@@ -1,5 +1,6 @@
 //! `kvroute simulate`.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -8,12 +9,12 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::anyhow;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use kvroute_experiment::Simulated;
-use kvroute_lab::{Manifest, MeasurementWindow, RunResult, Slo};
+use kvroute_experiment::{Simulated, hit_rate_bounds};
+use kvroute_lab::{HitRateBounds, Manifest, MeasurementWindow, RunResult, Slo};
 use kvroute_policy::PolicyConfig;
 use kvroute_sim::{SimConfig, simulate};
 use kvroute_types::Timestamp;
-use kvroute_workload::{Plan, TraceStats, Workload};
+use kvroute_workload::{Plan, Reuses, Workload};
 use serde::Serialize;
 
 use crate::cluster_args::{ClusterArgs, policies};
@@ -102,7 +103,8 @@ struct Cell {
 struct Prepared {
     workload: Workload,
     plan: Plan,
-    hit_rate_infinite_cache: f64,
+    /// Hit rates of one cache for all instances, by their number.
+    bounds: BTreeMap<u32, HitRateBounds>,
 }
 
 pub(crate) fn run(args: &SimulateArgs) -> Result<(), Failure> {
@@ -133,7 +135,7 @@ pub(crate) fn run(args: &SimulateArgs) -> Result<(), Failure> {
         let seed = args.seed + u64::from(number);
         let cells = cells(seed)?;
         if prepared.is_none() || source.depends_on_seed() {
-            prepared = Some(prepare(source.load(seed)?, &cells[0].config)?);
+            prepared = Some(prepare(source.load(seed)?, &cells)?);
         }
         let prepared = prepared.as_ref().expect("it was prepared above");
         by_seed.push(run_cells(args, prepared, &cells, seed)?);
@@ -170,12 +172,18 @@ fn slo(args: &SimulateArgs) -> Slo {
     Slo { ttft_ms: args.slo_ttft_ms, tpot_ms: args.slo_tpot_ms }
 }
 
-fn prepare(workload: Workload, config: &SimConfig) -> Result<Prepared, Failure> {
-    let block_size = config.engine.block_size;
-    let plan = Plan::new(&workload, block_size).map_err(Failure::usage)?;
+/// The cells differ in policy and number of instances alone.
+fn prepare(workload: Workload, cells: &[Cell]) -> Result<Prepared, Failure> {
+    let config = &cells[0].config;
+    let plan = Plan::new(&workload, config.engine.block_size).map_err(Failure::usage)?;
     let counted = Timestamp::from_secs_f64(config.measure_from_s)..=Timestamp::MAX;
-    let hit_rate_infinite_cache = TraceStats::infinite_hit_rate(&workload, &plan, counted);
-    Ok(Prepared { workload, plan, hit_rate_infinite_cache })
+    let reuses = Reuses::new(&workload, &plan, counted);
+    let mut bounds = BTreeMap::new();
+    for Cell { instances, config, .. } in cells {
+        let of_cell = || hit_rate_bounds(&reuses, *instances, &config.engine);
+        bounds.entry(*instances).or_insert_with(of_cell);
+    }
+    Ok(Prepared { workload, plan, bounds })
 }
 
 /// Runs all cells, several at a time; results come in the order of the cells.
@@ -240,7 +248,7 @@ fn run_cell(
         seed,
         window: MeasurementWindow::from_time(Timestamp::from_secs_f64(args.warm_up.as_secs_f64())),
         slo: slo(args),
-        hit_rate_infinite_cache: Some(prepared.hit_rate_infinite_cache),
+        hit_rate_bounds: prepared.bounds[&cell.instances],
         wall_s,
     };
     Ok(simulated.result(&outcome))
