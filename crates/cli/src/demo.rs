@@ -8,9 +8,10 @@ use std::time::{Instant, SystemTime};
 use anyhow::Context;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
+use kvroute_experiment::hit_rate_bounds;
 use kvroute_lab::{
-    InstanceMeasurements, MeasurementWindow, Measurements, Mode, Pair, Preemptions, RunResult, Slo,
-    comparison_html, comparison_table, figures, mean_in_flight,
+    HitRateBounds, InstanceMeasurements, MeasurementWindow, Measurements, Mode, Pair, Preemptions,
+    RunResult, Slo, comparison_html, comparison_table, figures, mean_in_flight,
 };
 use kvroute_load::LoadOutcome;
 use kvroute_policy::PolicyConfig;
@@ -18,7 +19,7 @@ use kvroute_profile::LatencyProfile;
 use kvroute_router::Refresh;
 use kvroute_sim::SimConfig;
 use kvroute_types::{InstanceId, Timestamp, mix64};
-use kvroute_workload::{Plan, TokenStream, TraceStats, Workload, WorkloadSpec};
+use kvroute_workload::{Plan, Reuses, TokenStream, Workload, WorkloadSpec};
 use tokio::task::{JoinSet, spawn_blocking};
 
 use crate::embedded::{self, VOCABULARY};
@@ -72,7 +73,7 @@ struct Prepared {
     /// The same under the keys that the gateway reads from its requests, so that hashes agree.
     as_routed: Workload,
     plan: Plan,
-    hit_rate_infinite_cache: f64,
+    hit_rate_bounds: HitRateBounds,
 }
 
 /// What all runs share.
@@ -199,9 +200,9 @@ fn prepare(
     let as_routed = as_routed(workload.clone(), &TokenStream::new(VOCABULARY, 0));
     let config = sim_config(profile);
     let plan = Plan::new(&workload, config.engine.block_size).map_err(Failure::usage)?;
-    let hit_rate_infinite_cache =
-        TraceStats::infinite_hit_rate(&workload, &plan, Timestamp::ZERO..=Timestamp::MAX);
-    Ok(Prepared { workload, as_routed, plan, hit_rate_infinite_cache })
+    let reuses = Reuses::new(&workload, &plan, Timestamp::ZERO..=Timestamp::MAX);
+    let hit_rate_bounds = hit_rate_bounds(&reuses, INSTANCES, &config.engine);
+    Ok(Prepared { workload, as_routed, plan, hit_rate_bounds })
 }
 
 fn sim_config(profile: &LatencyProfile) -> SimConfig {
@@ -290,7 +291,7 @@ fn measurements<'a>(
         window: MeasurementWindow::ALL,
         slo: Slo { ttft_ms: 500.0, tpot_ms: 50.0 },
         inter_token_ns: None,
-        hit_rate_infinite_cache: Some(prepared.hit_rate_infinite_cache),
+        hit_rate_bounds: prepared.hit_rate_bounds,
         instances_measured: Vec::new(),
         cov_in_flight: None,
         preemptions: Preemptions::Unmeasured,

@@ -9,8 +9,8 @@ use anyhow::{Context, anyhow};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use kvroute_lab::{
-    InstanceMeasurements, MeasurementWindow, Measurements, Mode, Preemptions, RunResult, Slo,
-    mean_in_flight,
+    HitRateBounds, InstanceMeasurements, MeasurementWindow, Measurements, Mode, Preemptions,
+    RunResult, Slo, mean_in_flight,
 };
 use kvroute_load::{Counter, InstanceTarget, LoadConfig, LoadOutcome, PromptForm, Target};
 use kvroute_policy::PolicyConfig;
@@ -196,7 +196,7 @@ fn result(
         window: MeasurementWindow::from_time(from),
         slo: Slo { ttft_ms: 2_000.0, tpot_ms: 100.0 },
         inter_token_ns: Some(outcome.inter_token_ns.clone()),
-        hit_rate_infinite_cache: None,
+        hit_rate_bounds: HitRateBounds::default(),
         instances_measured: instances.collect(),
         cov_in_flight: None,
         preemptions: preemptions(outcome).map_or(Preemptions::Unmeasured, Preemptions::Counter),

@@ -1,5 +1,6 @@
 //! `kvroute simulate`.
 
+use std::collections::BTreeMap;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -8,12 +9,12 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::anyhow;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use kvroute_experiment::Simulated;
-use kvroute_lab::{Manifest, MeasurementWindow, RunResult, Slo};
+use kvroute_experiment::{Simulated, hit_rate_bounds};
+use kvroute_lab::{HitRateBounds, Manifest, MeasurementWindow, RunResult, Slo};
 use kvroute_policy::PolicyConfig;
 use kvroute_sim::{SimConfig, simulate};
 use kvroute_types::Timestamp;
-use kvroute_workload::{Plan, TraceStats, Workload};
+use kvroute_workload::{Plan, Reuses, Workload};
 use serde::Serialize;
 
 use crate::cluster_args::{ClusterArgs, policies};
@@ -109,7 +110,8 @@ struct Cell {
 struct Prepared {
     workload: Workload,
     plan: Plan,
-    hit_rate_infinite_cache: f64,
+    /// Hit rates of one cache for all instances, by their number.
+    bounds: BTreeMap<u32, HitRateBounds>,
 }
 
 pub(crate) fn run(args: &SimulateArgs) -> Result<(), Failure> {
@@ -145,9 +147,9 @@ pub(crate) fn run(args: &SimulateArgs) -> Result<(), Failure> {
             prepared = Some(match args.closed_loop {
                 // When its requests arrive is known only afterwards.
                 Some(clients) => {
-                    prepare(workload.in_closed_loop(clients), &cells[0].config, Timestamp::ZERO)?
+                    prepare(workload.in_closed_loop(clients), &cells, Timestamp::ZERO)?
                 }
-                None => prepare(workload, &cells[0].config, counted_from)?,
+                None => prepare(workload, &cells, counted_from)?,
             });
         }
         let prepared = prepared.as_ref().expect("it was prepared above");
@@ -186,16 +188,21 @@ fn slo(args: &SimulateArgs) -> Slo {
     Slo { ttft_ms: args.slo_ttft_ms, tpot_ms: args.slo_tpot_ms }
 }
 
+/// The cells differ in policy and number of instances alone.
 fn prepare(
     workload: Workload,
-    config: &SimConfig,
+    cells: &[Cell],
     counted_from: Timestamp,
 ) -> Result<Prepared, Failure> {
-    let block_size = config.engine.block_size;
-    let plan = Plan::new(&workload, block_size).map_err(Failure::usage)?;
-    let counted = counted_from..=Timestamp::MAX;
-    let hit_rate_infinite_cache = TraceStats::infinite_hit_rate(&workload, &plan, counted);
-    Ok(Prepared { workload, plan, hit_rate_infinite_cache })
+    let config = &cells[0].config;
+    let plan = Plan::new(&workload, config.engine.block_size).map_err(Failure::usage)?;
+    let reuses = Reuses::new(&workload, &plan, counted_from..=Timestamp::MAX);
+    let mut bounds = BTreeMap::new();
+    for Cell { instances, config, .. } in cells {
+        let of_cell = || hit_rate_bounds(&reuses, *instances, &config.engine);
+        bounds.entry(*instances).or_insert_with(of_cell);
+    }
+    Ok(Prepared { workload, plan, bounds })
 }
 
 /// Runs all cells, several at a time; results come in the order of the cells.
@@ -260,7 +267,7 @@ fn run_cell(
         seed,
         window: MeasurementWindow::from_time(Timestamp::from_secs_f64(args.warm_up.as_secs_f64())),
         slo: slo(args),
-        hit_rate_infinite_cache: Some(prepared.hit_rate_infinite_cache),
+        hit_rate_bounds: prepared.bounds[&cell.instances],
         wall_s,
     };
     Ok(simulated.result(&outcome))

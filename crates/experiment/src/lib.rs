@@ -23,7 +23,7 @@ mod workloads;
 mod tests;
 
 pub use cluster::{Caches, ClusterSettings, InvalidCluster, RefreshText, Span, fit_model_len};
-pub use measure::Simulated;
+pub use measure::{Simulated, hit_rate_bounds};
 pub use plan::{Plan, RunId};
 pub use runner::{
     CellFilter, Live, LiveOutcome, LiveRun, Options, Progress, RunFault, results, run,

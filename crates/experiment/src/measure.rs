@@ -1,13 +1,15 @@
 //! From what a simulation left behind to the figures of its run.
 
 use hdrhistogram::Histogram;
+use kvroute_engine::EngineConfig;
 use kvroute_lab::{
-    InstanceMeasurements, MeasurementWindow, Measurements, Mode, Preemptions, RunResult, Slo,
-    mean_in_flight,
+    HitRateBounds, InstanceMeasurements, MeasurementWindow, Measurements, Mode, Preemptions,
+    RunResult, Slo, mean_in_flight,
 };
 use kvroute_policy::PolicyConfig;
 use kvroute_sim::SimOutcome;
 use kvroute_types::{InstanceId, RequestRecord, Timestamp};
+use kvroute_workload::{PooledHitRates, Reuses};
 
 /// What a simulated run was, besides its outcome.
 #[derive(Clone, Copy, Debug)]
@@ -24,10 +26,21 @@ pub struct Simulated<'a> {
     pub window: MeasurementWindow,
     /// The objective.
     pub slo: Slo,
-    /// Hit rate with a cache that never evicts.
-    pub hit_rate_infinite_cache: Option<f64>,
+    /// Hit rates of one cache for all instances.
+    pub hit_rate_bounds: HitRateBounds,
     /// Time the simulation took, s.
     pub wall_s: f64,
+}
+
+/// Hit rates of one cache as large as those of so many instances together.
+pub fn hit_rate_bounds(reuses: &Reuses, instances: u32, engine: &EngineConfig) -> HitRateBounds {
+    let blocks = u64::from(instances) * u64::from(engine.usable_blocks());
+    let PooledHitRates { lru, belady, infinite } = reuses.hit_rates(blocks);
+    HitRateBounds {
+        pooled_lru: Some(lru),
+        pooled_belady: Some(belady),
+        infinite_cache: Some(infinite),
+    }
 }
 
 impl Simulated<'_> {
@@ -87,7 +100,7 @@ impl Simulated<'_> {
             window: self.window,
             slo: self.slo,
             inter_token_ns: None,
-            hit_rate_infinite_cache: self.hit_rate_infinite_cache,
+            hit_rate_bounds: self.hit_rate_bounds,
             instances_measured: Vec::new(),
             cov_in_flight: None,
             preemptions: Preemptions::InRecords,

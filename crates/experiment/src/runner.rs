@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use kvroute_lab::{
-    About, Capacity, Cell, ExperimentResults, Manifest, MeasurementWindow, RunResult, Slo,
+    About, Capacity, Cell, ExperimentResults, HitRateBounds, Manifest, MeasurementWindow,
+    RunResult, Slo,
 };
 use kvroute_rows::{RunKey, WriteRowsError, write_requests, write_samples};
 use kvroute_sim::SimConfig;
@@ -53,8 +54,8 @@ pub struct LiveRun<'a> {
     pub window: MeasurementWindow,
     /// The objective.
     pub slo: Slo,
-    /// Hit rate with a cache that never evicts.
-    pub hit_rate_infinite_cache: f64,
+    /// Hit rates of one cache for all instances.
+    pub hit_rate_bounds: HitRateBounds,
 }
 
 /// A run that was made live.
@@ -496,7 +497,7 @@ fn run_unit(
         if prepared.iter().all(|(known, _)| *known != size) {
             prepared.push((size, prepare(planned, seed)?));
         }
-        let prepared = prepared.iter().find(|(known, _)| *known == size);
+        let prepared = prepared.iter_mut().find(|(known, _)| *known == size);
         let (_, prepared) = prepared.expect("it is there by now");
         let finished = match options.live {
             None => run_cold(plan, prepared, (unit.scene, scene), condition, policy)?,
@@ -509,7 +510,7 @@ fn run_unit(
 
 fn run_live(
     plan: &Plan,
-    prepared: &Prepared,
+    prepared: &mut Prepared,
     (number, scene): (usize, &Scene),
     condition: usize,
     policy: usize,
@@ -518,12 +519,13 @@ fn run_live(
     let planned = &plan.conditions[condition];
     let config = config(plan, planned, scene.instances, policy, prepared.seed)?;
     let window = plan.spec().warm_up.window(last_start_of_run(prepared, &config)?);
+    let hit_rate_bounds = prepared.bounds(scene, &config.engine);
     let outcome = live.run(&LiveRun {
         workload: &prepared.workload,
         config: &config,
         window,
         slo: plan.slo(scene),
-        hit_rate_infinite_cache: prepared.hit_rate_infinite_cache,
+        hit_rate_bounds,
     });
     let LiveOutcome { result, records } = outcome.map_err(|what| RunFault::Live {
         policy: plan.policies[policy].label.clone(),

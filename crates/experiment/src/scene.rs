@@ -2,14 +2,17 @@
 
 use std::time::Instant;
 
-use kvroute_lab::{Cell, ExperimentRun, InstanceTimeline, MeasurementWindow, Quantiles, Timeline};
+use kvroute_engine::EngineConfig;
+use kvroute_lab::{
+    Cell, ExperimentRun, HitRateBounds, InstanceTimeline, MeasurementWindow, Quantiles, Timeline,
+};
 use kvroute_lab::{RunResult, quantile, steady_from};
 use kvroute_sim::{RouterRestart, SimConfig, SimOutcome, simulate};
 use kvroute_types::{BlockSize, LoadSample, Outcome, RequestRecord, Timestamp};
-use kvroute_workload::{Arrival, Plan as BlockPlan, TraceStats, Workload};
+use kvroute_workload::{Arrival, Plan as BlockPlan, Reuses, Workload};
 
 use crate::RunFault;
-use crate::measure::Simulated;
+use crate::measure::{Simulated, hit_rate_bounds};
 use crate::plan::{Plan, PlannedCondition, RunId, Scene};
 use crate::spec::WarmUpSettings;
 use crate::workloads::one_line;
@@ -26,7 +29,9 @@ const PAUSE_S: f64 = 30.0;
 pub(crate) struct Prepared {
     pub(crate) workload: Workload,
     pub(crate) blocks: BlockPlan,
-    pub(crate) hit_rate_infinite_cache: f64,
+    reuses: Reuses,
+    /// Hit rates of one cache for all instances, by their number of blocks.
+    bounds: Vec<(u32, HitRateBounds)>,
     /// When the last session begins, and which requests count, by the workload's own times. A closed loop has other ones:
     /// [`last_start_of_run`].
     pub(crate) last_start: Timestamp,
@@ -58,11 +63,11 @@ impl Prepared {
         let warm_up = plan.spec.warm_up;
         let open = Self::of(workload, warm_up, seed, rate, block_size)?;
         let Some(clients) = scene.load.clients() else { return Ok(open) };
-        // What a cache could serve does not depend on when sessions begin, and is best told of the same ones that count.
-        let closed = open.workload.in_closed_loop(clients);
-        let hit_rate_infinite_cache = open.hit_rate_infinite_cache;
+        // What a cache could serve hangs little on when sessions begin, and is best told of the same ones that count.
+        let Self { workload, reuses, .. } = open;
+        let closed = workload.in_closed_loop(clients);
         let closed = Self::of(closed, warm_up, seed, rate, block_size)?;
-        Ok(Self { hit_rate_infinite_cache, is_closed_loop: true, ..closed })
+        Ok(Self { reuses, is_closed_loop: true, ..closed })
     }
 
     fn of(
@@ -80,17 +85,37 @@ impl Prepared {
         let last_start = last_start(&workload);
         let window = warm_up.window(last_start);
         let counted = window.from()..=window.until();
-        let hit_rate_infinite_cache = TraceStats::infinite_hit_rate(&workload, &blocks, counted);
+        let reuses = Reuses::new(&workload, &blocks, counted);
         Ok(Self {
             workload,
             blocks,
-            hit_rate_infinite_cache,
+            reuses,
+            bounds: Vec::new(),
             last_start,
             window,
             is_closed_loop: false,
             rate,
             seed,
         })
+    }
+
+    /// Hit rates of one cache for all instances of the scene, each with such an engine.
+    pub(crate) fn bounds(&mut self, scene: &Scene, engine: &EngineConfig) -> HitRateBounds {
+        if let Some((_, known)) = self.bounds.iter().find(|(blocks, _)| *blocks == engine.kv_blocks)
+        {
+            return *known;
+        }
+        let bounds = hit_rate_bounds(&self.reuses, scene.instances, engine);
+        self.bounds.push((engine.kv_blocks, bounds));
+        bounds
+    }
+
+    /// The bound that is known without a cluster.
+    fn infinite_bound(&self) -> HitRateBounds {
+        HitRateBounds {
+            infinite_cache: Some(self.reuses.infinite_hit_rate()),
+            ..HitRateBounds::default()
+        }
     }
 }
 
@@ -129,7 +154,7 @@ pub(crate) fn config(
 /// Makes one run from cold caches.
 pub(crate) fn run_cold(
     plan: &Plan,
-    prepared: &Prepared,
+    prepared: &mut Prepared,
     scene: (usize, &Scene),
     condition: usize,
     policy: usize,
@@ -156,7 +181,9 @@ pub(crate) fn run_cold(
     let outcome = simulate(&config, &prepared.workload, &prepared.blocks, |_| {});
     let outcome = outcome.map_err(|error| RunFault::Simulation { what: one_line(&error) })?;
     let wall_s = began.elapsed().as_secs_f64();
-    let run = Simulated { window, ..simulated(plan, prepared, scene, policy, wall_s) };
+    let hit_rate_bounds = prepared.bounds(scene, &config.engine);
+    let run =
+        Simulated { window, hit_rate_bounds, ..simulated(plan, prepared, scene, policy, wall_s) };
     let result = run.result(&outcome);
     let cell = plan.cell(scene, condition, policy, prepared.rate);
     let timeline = keeps_timeline.then(|| timeline(&outcome, config.sample_every_s));
@@ -167,7 +194,7 @@ pub(crate) fn run_cold(
 }
 
 /// Makes the runs of all policies and seeds one after the other on the same instances, whose caches stay; the router is a
-/// new one for each.
+/// new one for each. What one cache of their size would serve is not told: it would not begin empty either.
 pub(crate) fn run_kept(
     plan: &Plan,
     prepared: &[Prepared],
@@ -259,7 +286,7 @@ fn simulated<'a>(
         seed: prepared.seed,
         window: prepared.window,
         slo: plan.slo(scene),
-        hit_rate_infinite_cache: Some(prepared.hit_rate_infinite_cache),
+        hit_rate_bounds: prepared.infinite_bound(),
         wall_s,
     }
 }

@@ -295,3 +295,41 @@ fn a_directory_is_of_one_experiment_and_one_process() {
     let error = open(&chat, Shard::WHOLE).unwrap_err().to_string();
     assert!(error.contains("line 1 is damaged") && error.contains("remove the line"), "{error}");
 }
+
+#[test]
+fn hit_rates_stand_beside_what_one_cache_for_all_would_serve() {
+    // Absolute arrivals, so that the bounds are of the very order in which the requests come.
+    let set = [
+        "workloads=[{ name = \"rag\", spec = \"rag\" }]",
+        "sweeps=[{ name = \"blocks\", set = [\"kv_blocks\"], values = [1500, 100000] }]",
+        "load.of_capacity=[]",
+        "load.requests_per_s=[0.5]",
+        "warm_up.share=0",
+        "instances=[1, 3]",
+        "cluster.max_model_len=16384",
+        "seeds=1",
+    ];
+    let plan = plan(CHAT, &set);
+    let directory = tempfile::tempdir().unwrap();
+    let results = run_in(&plan, directory.path(), &options(1));
+    assert_eq!(results.runs.len(), 16);
+    for run in &results.runs {
+        let cache = run.result.cache;
+        let [hits, lru, belady, infinite] = [
+            cache.hit_rate,
+            cache.hit_rate_pooled_lru,
+            cache.hit_rate_pooled_belady,
+            cache.hit_rate_infinite_cache,
+        ]
+        .map(Option::unwrap);
+        let cell = &run.cell;
+        assert!(lru <= belady && belady <= infinite, "{cell:?}");
+        assert!(hits <= belady, "{cell:?}: {hits} of {belady}");
+        let is_ample = cell.condition.value == Some(100_000.0);
+        assert_eq!(is_ample, (lru - infinite).abs() < 1e-12, "{cell:?}: {lru} of {infinite}");
+        if is_ample && cell.instances == 1 {
+            // Nothing is evicted, and one instance sees every request.
+            assert!((hits - infinite).abs() < 0.01, "{cell:?}: {hits} of {infinite}");
+        }
+    }
+}

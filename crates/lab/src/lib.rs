@@ -38,7 +38,8 @@ pub use latencies::{
 };
 pub use manifest::{InputFile, Machine, Manifest, ReadInputError};
 pub use measurements::{
-    InstanceMeasurements, MeasurementWindow, Measurements, Mode, Preemptions, Slo, mean_in_flight,
+    HitRateBounds, InstanceMeasurements, MeasurementWindow, Measurements, Mode, Preemptions, Slo,
+    mean_in_flight,
 };
 pub use quantile::{Summary, quantile};
 pub use report::{

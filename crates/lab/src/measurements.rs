@@ -31,8 +31,8 @@ pub struct Measurements<'a> {
     /// Gaps between the output tokens of the counted requests, ns, of all instances merged; keep 3
     /// significant digits (`Histogram::new(3)`). `None` if not measured.
     pub inter_token_ns: Option<Histogram<u64>>,
-    /// Hit rate that the counted requests would have with a cache that never evicts, `0.0..=1.0`.
-    pub hit_rate_infinite_cache: Option<f64>,
+    /// Hit rates that the counted requests would have with one cache for all instances.
+    pub hit_rate_bounds: HitRateBounds,
     /// Gauges of every instance, in any order. An instance that is left out counts as unmeasured if a
     /// record names it, and as absent if none does.
     pub instances_measured: Vec<InstanceMeasurements>,
@@ -45,6 +45,18 @@ pub struct Measurements<'a> {
     pub decision_log_hash: Option<u64>,
     /// Time the run took on the machine that ran it, seconds.
     pub wall_s: f64,
+}
+
+/// Hit rates of one cache that serves all instances' requests from an empty start, `0.0..=1.0`: what no routing over their
+/// own caches can be expected to exceed. `None` where not known. The rules are those of `kvroute_workload::Reuses`.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct HitRateBounds {
+    /// With room for as many blocks as all instances have, the blocks used last are kept.
+    pub pooled_lru: Option<f64>,
+    /// With the same room, the blocks used again soonest are kept (Belady): the most that any rule gives.
+    pub pooled_belady: Option<f64>,
+    /// Nothing is evicted.
+    pub infinite_cache: Option<f64>,
 }
 
 /// Who made the run.

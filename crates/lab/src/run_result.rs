@@ -37,7 +37,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::{
-    InstanceMeasurements, MeasurementWindow, Measurements, Mode, Preemptions, Slo, Summary,
+    HitRateBounds, InstanceMeasurements, MeasurementWindow, Measurements, Mode, Preemptions, Slo,
+    Summary,
 };
 
 /// Nanoseconds in a second.
@@ -123,6 +124,11 @@ pub struct CacheResult {
     pub kv_computed_tokens: Option<u64>,
     /// The hit rate with a cache that never evicts and is shared by all, `0.0..=1.0`: the bound.
     pub hit_rate_infinite_cache: Option<f64>,
+    /// The hit rate with one LRU cache as large as all instances' together, `0.0..=1.0`. Results from before there was this
+    /// figure have none.
+    pub hit_rate_pooled_lru: Option<f64>,
+    /// The same if the blocks used again soonest are kept (Belady): the bound for caches of this size, in order of arrival.
+    pub hit_rate_pooled_belady: Option<f64>,
 }
 
 /// How evenly the instances were used. Load is `in_flight`: requests sent and not seen to end.
@@ -207,7 +213,7 @@ impl RunResult {
             window,
             slo,
             inter_token_ns,
-            hit_rate_infinite_cache,
+            hit_rate_bounds,
             instances_measured,
             cov_in_flight,
             preemptions,
@@ -247,7 +253,7 @@ impl RunResult {
             queue_time_ms: summary_ms(&done, |r| Some(ms_between(r.arrival, r.scheduled?))),
             slo: *slo,
             goodput_rps: per_s(good),
-            cache: cache(PromptTokens::of(&done), *hit_rate_infinite_cache),
+            cache: cache(PromptTokens::of(&done), *hit_rate_bounds),
             load: load(&gauges, *cov_in_flight),
             preemptions: match *preemptions {
                 Preemptions::InRecords => {
@@ -372,14 +378,17 @@ fn summary_ms(done: &[&RequestRecord], ms: impl Fn(&RequestRecord) -> Option<f64
     Summary::of(done.iter().filter_map(|r| ms(r)).collect())
 }
 
-fn cache(tokens: PromptTokens, hit_rate_infinite_cache: Option<f64>) -> CacheResult {
+fn cache(tokens: PromptTokens, bounds: HitRateBounds) -> CacheResult {
+    let HitRateBounds { pooled_lru, pooled_belady, infinite_cache } = bounds;
     CacheResult {
         prompt_tokens: tokens.all,
         cached_tokens: tokens.cached,
         hit_rate: tokens.hit_rate(),
         // A server that claims more hits than tokens has not told what it computed.
         kv_computed_tokens: tokens.cached.and_then(|cached| tokens.all.checked_sub(cached)),
-        hit_rate_infinite_cache,
+        hit_rate_infinite_cache: infinite_cache,
+        hit_rate_pooled_lru: pooled_lru,
+        hit_rate_pooled_belady: pooled_belady,
     }
 }
 

@@ -6,8 +6,8 @@ use std::io;
 use crate::columns::{Column, Layout, fixed};
 use crate::{CacheResult, IndexResult, LoadResult, RunResult, Slo, Summary};
 
-/// Fits in 140 columns, unless its numbers are absurd; a policy's name keeps 12.
-const LAYOUT: Layout = Layout { names: 1, width: 140, name_width_min: 12 };
+/// Fits in 146 columns, unless its numbers are absurd; a policy's name keeps 12.
+const LAYOUT: Layout = Layout { names: 1, width: 146, name_width_min: 12 };
 
 /// Names of the CSV columns, in order: the JSON field names, the parts of a nested one joined by `_`.
 ///
@@ -30,12 +30,14 @@ pub const CSV_COLUMNS: &[&str] = &[
     "load_imbalance_max_over_mean", "load_imbalance_max_over_min", "load_cov_in_flight",
     "load_queue_depth_mean", "load_queue_depth_max",
     "preemptions", "index_precision", "index_recall", "reasons", "decision_log_hash", "wall_s",
+    "cache_hit_rate_pooled_lru", "cache_hit_rate_pooled_belady",
 ];
 
 /// The results as a table to read, one row each, in the order given; `-` stands for unmeasured.
 ///
 /// Runs of one workload, mode and SLO share a table, with a line above that names the three. The seed has
-/// a column if there are several, and so have failed requests if there are any.
+/// a column if there are several, and so have failed requests if there are any, and the hit rates of one cache for all
+/// instances (LRU, Belady) where they are known.
 pub fn text_table(runs: &[RunResult]) -> String {
     let mut groups: Vec<(String, Vec<&RunResult>)> = Vec::new();
     for run in runs {
@@ -81,6 +83,7 @@ fn columns(runs: &[&RunResult]) -> Vec<Column<2>> {
     };
     let several_seeds = runs.iter().any(|run| run.seed != runs[0].seed);
     let any_failed = runs.iter().any(|run| run.failed > 0);
+    let any_pooled = runs.iter().any(|run| run.cache.hit_rate_pooled_lru.is_some());
 
     let mut columns = vec![
         column(["policy", ""], &|run| run.policy.clone()),
@@ -97,6 +100,14 @@ fn columns(runs: &[&RunResult]) -> Vec<Column<2>> {
         column(["TPOT ms", "p50"], &|run| fixed(run.tpot_ms.p50, 2)),
         column(["e2e ms", "p95"], &|run| fixed(run.e2e_ms.p95, 0)),
         column(["hits", "%"], &|run| percent(run.cache.hit_rate)),
+    ]);
+    if any_pooled {
+        columns.extend([
+            column(["LRU", "%"], &|run| percent(run.cache.hit_rate_pooled_lru)),
+            column(["Belady", "%"], &|run| percent(run.cache.hit_rate_pooled_belady)),
+        ]);
+    }
+    columns.extend([
         column(["infin.", "%"], &|run| percent(run.cache.hit_rate_infinite_cache)),
         column(["imbal-", "ance"], &|run| fixed(run.load.imbalance_max_over_mean, 2)),
         column(["queue", "mean"], &|run| fixed(run.load.queue_depth_mean, 1)),
@@ -157,6 +168,8 @@ fn csv_record(run: &RunResult) -> io::Result<Vec<String>> {
         hit_rate,
         kv_computed_tokens,
         hit_rate_infinite_cache,
+        hit_rate_pooled_lru,
+        hit_rate_pooled_belady,
     } = cache;
     let LoadResult {
         imbalance_max_over_mean,
@@ -206,6 +219,8 @@ fn csv_record(run: &RunResult) -> io::Result<Vec<String>> {
         serde_json::to_string(reasons)?,
         csv_field(decision_log_hash.as_ref()),
         wall_s.to_string(),
+        csv_field(hit_rate_pooled_lru.as_ref()),
+        csv_field(hit_rate_pooled_belady.as_ref()),
     ]);
     Ok(record)
 }

@@ -9,7 +9,8 @@
 //! * [`WorkloadSpec`]: synthetic workloads, described in TOML and drawn from a seed;
 //! * [`TokenPrompt`]: requests given one by one as token ids;
 //! * [`ArrivalProcess`]: when requests arrive, if not when the trace says;
-//! * [`TraceStats`]: what a workload looks like and how much of it any cache could serve.
+//! * [`TraceStats`]: what a workload looks like and how much of it any cache could serve;
+//! * [`Reuses`]: how much of it one cache of a given size could serve, at best too.
 //!
 //! **Not here:** files (readers take `impl BufRead`), clocks, routing, engines, tokenizers. The
 //! crate is pure: the same bytes, spec and seed give the same workload.
@@ -19,6 +20,7 @@ mod compose;
 mod distribution;
 mod intern;
 mod prompts;
+mod reuse;
 mod segment;
 mod stats;
 mod synthetic;
@@ -30,6 +32,7 @@ pub use compose::ConcatError;
 pub use distribution::{Distribution, DistributionError};
 pub use intern::{Plan, PlanError};
 pub use prompts::TokenPrompt;
+pub use reuse::{PooledHitRates, Reuses};
 pub use segment::{Segment, SegmentId, TokenStream};
 pub use stats::{LruPoint, TokenSummary, TraceStats};
 pub use synthetic::{ChatSpec, MixedSpec, RagSpec, SpecError, UniformSpec, WorkloadSpec};

@@ -78,7 +78,7 @@ async fn play(run: &LiveRun<'_>) -> Result<LiveOutcome, Failure> {
         window: run.window,
         slo: run.slo,
         inter_token_ns: Some(outcome.inter_token_ns.clone()),
-        hit_rate_infinite_cache: Some(run.hit_rate_infinite_cache),
+        hit_rate_bounds: run.hit_rate_bounds,
         instances_measured: instances.collect(),
         cov_in_flight: None,
         preemptions: Preemptions::Unmeasured,

@@ -337,6 +337,8 @@ fn run(place: &Place, kind: &str, label: &str, weights: (f64, f64), seed: u64) -
                 hit_rate: Some(hit + 0.01 * noise(seed, 3 + index as u64)),
                 kv_computed_tokens: None,
                 hit_rate_infinite_cache: Some(0.74 * place.hits),
+                hit_rate_pooled_lru: Some(0.66 * place.hits),
+                hit_rate_pooled_belady: Some(0.71 * place.hits),
             },
             load: LoadResult {
                 imbalance_max_over_mean: Some(imbalance + 0.03 * noise(seed, index as u64)),

@@ -407,7 +407,7 @@ fn side_by_side(
         ),
         axis: Axis::from_zero(quantity.axis(), values),
         entries: rows,
-        reference: None,
+        references: Vec::new(),
         parts: Vec::new(),
     };
     let data = cells.iter().map(|(label, compared)| {

@@ -16,6 +16,8 @@ use crate::{
 
 /// The policy with a weight for the cache and one for the load.
 const LOAD_CACHE: &str = "load-cache";
+/// The policy that knows the TTFT that each instance would give.
+const ORACLE: &str = "oracle";
 /// Policies that know nothing of caches; all others do.
 const LOAD_ONLY: [&str; 3] = ["round-robin", "jsq", "p2c"];
 
@@ -32,11 +34,13 @@ pub(super) enum Quantity {
     Completed,
     QueueDepth,
     InfiniteHitRate,
+    PooledLru,
+    PooledBelady,
 }
 
 impl Quantity {
     /// In the order in which they matter.
-    pub(super) const ALL: [Self; 10] = [
+    pub(super) const ALL: [Self; 12] = [
         Self::TtftP95,
         Self::HitRate,
         Self::Imbalance,
@@ -47,7 +51,21 @@ impl Quantity {
         Self::Completed,
         Self::QueueDepth,
         Self::InfiniteHitRate,
+        Self::PooledLru,
+        Self::PooledBelady,
     ];
+
+    /// Hit rates of one cache for all instances: what it is and its rate.
+    pub(super) const BOUNDS: [(&'static str, Self); 3] = [
+        ("pooled LRU", Self::PooledLru),
+        ("Belady", Self::PooledBelady),
+        ("infinite cache", Self::InfiniteHitRate),
+    ];
+
+    /// Whether results from before there was this figure are without it.
+    pub(super) const fn is_new(self) -> bool {
+        matches!(self, Self::PooledLru | Self::PooledBelady)
+    }
 
     pub(super) fn of(self, run: &RunResult) -> Option<f64> {
         let percent = |share: Option<f64>| share.map(|share| 100.0 * share);
@@ -58,6 +76,8 @@ impl Quantity {
             Self::TpotP95 => run.tpot_ms.p95,
             Self::HitRate => percent(run.cache.hit_rate),
             Self::InfiniteHitRate => percent(run.cache.hit_rate_infinite_cache),
+            Self::PooledLru => percent(run.cache.hit_rate_pooled_lru),
+            Self::PooledBelady => percent(run.cache.hit_rate_pooled_belady),
             Self::Imbalance => run.load.imbalance_max_over_mean,
             Self::QueueDepth => run.load.queue_depth_mean,
             Self::Goodput => run.goodput_rps,
@@ -75,6 +95,8 @@ impl Quantity {
             Self::TpotP95 => "P95 TPOT",
             Self::HitRate => "hit rate",
             Self::InfiniteHitRate => "hit rate of an infinite cache",
+            Self::PooledLru => "hit rate of a pooled LRU",
+            Self::PooledBelady => "hit rate of a pooled Belady cache",
             Self::Imbalance => "imbalance",
             Self::QueueDepth => "queue depth",
             Self::Goodput => "goodput",
@@ -85,7 +107,11 @@ impl Quantity {
     pub(super) const fn unit(self) -> &'static str {
         match self {
             Self::TtftP50 | Self::TtftP95 | Self::TtftP99 | Self::TpotP95 => "ms",
-            Self::HitRate | Self::InfiniteHitRate | Self::Completed => "%",
+            Self::HitRate
+            | Self::InfiniteHitRate
+            | Self::PooledLru
+            | Self::PooledBelady
+            | Self::Completed => "%",
             Self::Imbalance => "max/mean",
             Self::QueueDepth => "requests",
             Self::Goodput => "req/s",
@@ -101,6 +127,8 @@ impl Quantity {
             Self::TpotP95 => "tpot_p95_ms",
             Self::HitRate => "hit_rate_percent",
             Self::InfiniteHitRate => "hit_rate_infinite_cache_percent",
+            Self::PooledLru => "hit_rate_pooled_lru_percent",
+            Self::PooledBelady => "hit_rate_pooled_belady_percent",
             Self::Imbalance => "imbalance_max_over_mean",
             Self::QueueDepth => "queue_depth_mean",
             Self::Goodput => "goodput_rps",
@@ -112,7 +140,11 @@ impl Quantity {
     pub(super) const fn decimals(self) -> usize {
         match self {
             Self::TtftP50 | Self::TtftP95 | Self::TtftP99 => 0,
-            Self::HitRate | Self::InfiniteHitRate | Self::Completed => 1,
+            Self::HitRate
+            | Self::InfiniteHitRate
+            | Self::PooledLru
+            | Self::PooledBelady
+            | Self::Completed => 1,
             Self::TpotP95 | Self::Imbalance | Self::QueueDepth | Self::Goodput => 2,
         }
     }
@@ -242,6 +274,8 @@ pub(super) struct Scene<'a> {
     pub(super) cells: Vec<usize>,
     /// Index of the cell that others are compared with.
     pub(super) baseline: Option<usize>,
+    /// Index of the oracle's cell, the first if there are several.
+    pub(super) oracle: Option<usize>,
     /// What tells it from the other scenes.
     pub(super) name: String,
     /// The same as part of a file name, unique.
@@ -276,6 +310,7 @@ impl<'a> Grid<'a> {
                     cell,
                     cells: Vec::new(),
                     baseline: None,
+                    oracle: None,
                     name: String::new(),
                     slug: String::new(),
                 });
@@ -288,7 +323,11 @@ impl<'a> Grid<'a> {
             } else {
                 cells.insert(key, grid.cells.len());
                 grid.scenes[scene].cells.push(grid.cells.len());
-                grid.cells.push(GridCell::new(cell, run, scene));
+                let new = GridCell::new(cell, run, scene);
+                if new.kind == ORACLE {
+                    grid.scenes[scene].oracle.get_or_insert(grid.cells.len());
+                }
+                grid.cells.push(new);
             }
         }
         for cell in &mut grid.cells {
@@ -421,6 +460,15 @@ impl<'a> Grid<'a> {
             let is_other = baseline.cell.policy != cell.cell.policy;
             is_other.then(|| cell.against(baseline, Quantity::TtftP95))?
         })
+    }
+
+    /// P95 TTFT of a cell over that of its scene's oracle, 1 of the oracle itself; `None` without an oracle.
+    pub(super) fn over_oracle(&self, cell: &GridCell<'a>) -> Option<Estimate> {
+        let oracle = &self.cells[self.scenes[cell.scene].oracle?];
+        let Estimate { value, interval, seeds } =
+            cell.against(oracle, Quantity::TtftP95)?.relative?;
+        let interval = interval.map(|(low, high)| (1.0 + low, 1.0 + high));
+        Some(Estimate { value: 1.0 + value, interval, seeds })
     }
 
     /// The cell with the least mean of `quantity`, the first of equals.

@@ -17,8 +17,8 @@ pub(super) struct Rows {
     pub(super) note: String,
     pub(super) axis: Axis,
     pub(super) entries: Vec<Row>,
-    /// A value to compare with and what it is.
-    pub(super) reference: Option<(f64, String)>,
+    /// Values to compare with and what they are.
+    pub(super) references: Vec<(f64, String)>,
     /// Names of what the parts of a whole are, in the order of their looks.
     pub(super) parts: Vec<String>,
 }
@@ -59,7 +59,8 @@ impl Rows {
         let labels = self.entries.iter().map(|row| length(&row.label));
         let right = WIDTH - 10.0 - labels.fold(0.0, f64::max);
         let place = |value: f64| left + 4.0 + (right - left - 8.0) * self.axis.at(value);
-        if let Some((value, name)) = &self.reference {
+        // One below the other, as most lie close together.
+        for (value, name) in &self.references {
             canvas.height += 14.0;
             let (x, half) = (place(*value), length(name) / 2.0);
             let x = x.clamp(half + 2.0, WIDTH - half - 2.0);
@@ -83,7 +84,7 @@ impl Rows {
             row.draw(&mut canvas, middle, &place);
             canvas.text(WIDTH - 4.0, middle + 4.0, Anchor::End, &row.label);
         }
-        if let Some((value, _)) = &self.reference {
+        for (value, _) in &self.references {
             canvas.rule(INK, (place(*value), top - 2.0), (place(*value), bottom));
         }
         // Below its ticks, but inside the image.

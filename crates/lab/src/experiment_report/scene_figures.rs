@@ -172,7 +172,7 @@ fn relative_ttft(grid: &Grid<'_>, looks: &Looks, scene: &Scene<'_>) -> Option<Dr
             .to_owned(),
         axis,
         entries: others.iter().map(row).collect(),
-        reference: Some((shown(0.0), format!("{label}: {}", time_text(of_baseline.value)))),
+        references: vec![(shown(0.0), format!("{label}: {}", time_text(of_baseline.value)))],
         parts: Vec::new(),
     };
     let rows = others.iter().map(|(cell, relative)| {
@@ -197,16 +197,17 @@ fn relative_ttft(grid: &Grid<'_>, looks: &Looks, scene: &Scene<'_>) -> Option<Dr
 }
 
 fn hit_rate(grid: &Grid<'_>, looks: &Looks, scene: &Scene<'_>) -> Option<Drawn> {
-    let bound = grid.cells_of(scene).find_map(|cell| cell.mean(Quantity::InfiniteHitRate));
-    let reference =
-        bound.map(|bound| (bound, format!("infinite cache: {} %", fixed(Some(bound), 1))));
+    let bounds = Quantity::BOUNDS.into_iter().filter_map(|(name, quantity)| {
+        let bound = grid.cells_of(scene).find_map(|cell| cell.mean(quantity))?;
+        Some(Reference { name, key: quantity.key(), value: bound })
+    });
     bars(
         (grid, looks, scene),
         Quantity::HitRate,
         "Hit rate",
         "Share of prompt tokens found in a prefix cache, with its 95 % interval over seeds; dashed: one cache that begins \
-         empty, never evicts and serves all instances.",
-        reference.as_ref(),
+         empty and serves all instances, as large as theirs together or, the infinite one, without eviction.",
+        &bounds.collect::<Vec<_>>(),
     )
 }
 
@@ -221,8 +222,32 @@ fn queue_depth(grid: &Grid<'_>, looks: &Looks, scene: &Scene<'_>) -> Option<Draw
         Quantity::QueueDepth,
         "Queue depth",
         "Requests that wait in an instance's queue, mean over time and instances, with its 95 % interval over seeds.",
-        None,
+        &[],
     )
+}
+
+/// What bars are compared with.
+struct Reference {
+    /// To be read.
+    name: &'static str,
+    /// In CSV.
+    key: &'static str,
+    value: f64,
+}
+
+/// References with what is said of them; those that look the same are told together.
+fn told(references: &[Reference], unit: &str, decimals: usize) -> Vec<(f64, String)> {
+    let mut told: Vec<(f64, String, String)> = Vec::new();
+    for Reference { name, value, .. } in references {
+        let shown = fixed(Some(*value), decimals);
+        match told.iter_mut().find(|(.., known)| *known == shown) {
+            Some((_, names, _)) => *names = format!("{names}, {name}"),
+            None => told.push((*value, (*name).to_owned(), shown)),
+        }
+    }
+    told.into_iter()
+        .map(|(value, names, shown)| (value, format!("{names}: {shown}{unit}")))
+        .collect()
 }
 
 /// A bar of one figure for each policy.
@@ -231,7 +256,7 @@ fn bars(
     quantity: Quantity,
     title: &str,
     note: &str,
-    reference: Option<&(f64, String)>,
+    references: &[Reference],
 ) -> Option<Drawn> {
     let cells: Vec<_> =
         grid.shown(scene).into_iter().map(|cell| (cell, cell.estimate(quantity))).collect();
@@ -242,7 +267,7 @@ fn bars(
         .iter()
         .filter_map(|(_, estimate)| *estimate)
         .flat_map(|estimate| extent(Some(estimate.value), estimate.interval));
-    let values = values.chain(reference.iter().map(|(value, _)| *value));
+    let values = values.chain(references.iter().map(|reference| reference.value));
     let unit = match quantity.unit() {
         "%" => " %",
         _ => "",
@@ -265,19 +290,21 @@ fn bars(
         note: note.to_owned(),
         axis: Axis::from_zero(quantity.axis(), values),
         entries: cells.iter().map(row).collect(),
-        reference: reference.cloned(),
+        references: told(references, unit, quantity.decimals()),
         parts: Vec::new(),
     };
     let rows = cells.iter().map(|(cell, estimate)| {
         let (low, high) = estimate.and_then(|estimate| estimate.interval).unzip();
         let value = estimate.map(|estimate| estimate.value);
-        let reference = reference.map(|(value, _)| *value);
         let mut row = vec![cell.cell.policy.clone()];
-        row.extend([value, low, high, reference].map(optional));
+        row.extend([value, low, high].map(optional));
+        row.extend(references.iter().map(|reference| optional(Some(reference.value))));
         row
     });
     let key = quantity.key();
-    let names = ["policy", key, &format!("{key}_low"), &format!("{key}_high"), "reference"];
+    let (low, high) = (format!("{key}_low"), format!("{key}_high"));
+    let mut names = vec!["policy", key, &low, &high];
+    names.extend(references.iter().map(|reference| reference.key));
     Some(Drawn {
         name: format!("{}-{}", scene.slug, crate::report::slug(title)),
         svg: figure.to_svg(),
@@ -311,7 +338,7 @@ fn spread_over_instances(grid: &Grid<'_>, looks: &Looks, scene: &Scene<'_>) -> O
             .to_owned(),
         axis: Axis::around("instance / mean instance (1 is even)", values.chain([0.9, 1.1])),
         entries: cells.iter().map(row).collect(),
-        reference: Some((1.0, "even".to_owned())),
+        references: vec![(1.0, "even".to_owned())],
         parts: Vec::new(),
     };
     let rows = cells.iter().map(|(cell, five, imbalance)| {
@@ -407,7 +434,7 @@ fn receipts(grid: &Grid<'_>, looks: &Looks, scene: &Scene<'_>) -> Option<Drawn> 
         note: "Why the policy chose the instance: share of all decisions, over seeds.".to_owned(),
         axis: Axis::from_zero("decisions, %", [0.0, 100.0]),
         entries: cells.iter().map(row).collect(),
-        reference: None,
+        references: Vec::new(),
         parts: named,
     };
     let rows = cells.iter().flat_map(|(cell, counts)| {

@@ -293,11 +293,17 @@ fn place_data(cell: &Cell) -> Vec<Datum> {
 /// Every cell, all its figures.
 pub(super) fn cells(grid: &Grid<'_>) -> Table {
     const RELATIVE: (&str, &str) = ("P95 TTFT against baseline, %", "ttft_p95_relative_percent");
+    const OVER_ORACLE: (&str, &str) = ("P95 TTFT / oracle's", "p95_vs_oracle");
+    let has_oracle = grid.scenes.iter().any(|scene| scene.oracle.is_some());
+    let is_known = |quantity: &Quantity| {
+        !quantity.is_new() || grid.cells.iter().any(|cell| cell.mean(*quantity).is_some())
+    };
+    let quantities: Vec<Quantity> = Quantity::ALL.into_iter().filter(is_known).collect();
     let mut columns = place_headings();
     columns.push(Heading::text("policy"));
     columns.push(Heading::new("seeds", "seeds", Kind::Number));
     columns.push(Heading::new(RELATIVE.0, RELATIVE.1, Kind::Estimate));
-    for quantity in Quantity::ALL {
+    for &quantity in &quantities {
         let text = format!("{}, {}", quantity.name(), quantity.unit());
         columns.push(Heading::new(text, quantity.key(), Kind::Estimate));
     }
@@ -306,12 +312,18 @@ pub(super) fn cells(grid: &Grid<'_>) -> Table {
     {
         columns.push(Heading::new(text, key, Kind::Number));
     }
+    if has_oracle {
+        columns.push(Heading::new(OVER_ORACLE.0, OVER_ORACLE.1, Kind::Estimate));
+    }
     let resamples: f64 = grid.cells.iter().map(|cell| resamples(cell.runs.len())).sum();
     let mut left = RESAMPLES_MAX - resamples;
-    let has_interval = Quantity::ALL.map(|_| {
+    let mut has_room = || {
         left -= resamples;
         left >= 0.0
-    });
+    };
+    let quantities: Vec<_> =
+        quantities.into_iter().map(|quantity| (quantity, has_room())).collect();
+    let is_oracle_compared = has_oracle && has_room();
     let row = |cell: &GridCell<'_>| {
         let mut row = place_data(cell.cell);
         row.push(Datum::Text(cell.cell.policy.clone()));
@@ -322,7 +334,7 @@ pub(super) fn cells(grid: &Grid<'_>) -> Table {
             Datum::number(relative_mean(grid, cell), 1)
         };
         row.push(relative);
-        for (quantity, has_interval) in Quantity::ALL.into_iter().zip(has_interval) {
+        for &(quantity, has_interval) in &quantities {
             row.push(if has_interval {
                 Datum::estimate(cell.estimate(quantity), quantity.decimals())
             } else {
@@ -336,6 +348,12 @@ pub(super) fn cells(grid: &Grid<'_>) -> Table {
         row.push(count(&|run| run.result.requests));
         row.push(count(&|run| run.result.failed));
         row.push(count(&|run| u64::from(!is_steady(run))));
+        if is_oracle_compared {
+            row.push(Datum::estimate(grid.over_oracle(cell), 2));
+        } else if has_oracle {
+            let oracle = grid.scenes[cell.scene].oracle.map(|index| &grid.cells[index]);
+            row.push(Datum::number(oracle.and_then(|oracle| over_mean(cell, oracle)), 2));
+        }
         row
     };
     Table { name: "cells", columns, rows: grid.cells.iter().map(row).collect() }
@@ -348,9 +366,15 @@ pub(super) fn is_steady(run: &ExperimentRun) -> bool {
 
 /// Change of the mean P95 TTFT against the baseline, in percent, without an interval.
 fn relative_mean(grid: &Grid<'_>, cell: &GridCell<'_>) -> Option<f64> {
-    let baseline = grid.baseline_of(&grid.scenes[cell.scene])?.mean(Quantity::TtftP95)?;
-    let change = cell.mean(Quantity::TtftP95)? / baseline - 1.0;
-    (baseline > 0.0).then_some(100.0 * change)
+    let baseline = grid.baseline_of(&grid.scenes[cell.scene])?;
+    Some(100.0 * (over_mean(cell, baseline)? - 1.0))
+}
+
+/// Mean P95 TTFT over another cell's.
+fn over_mean(cell: &GridCell<'_>, other: &GridCell<'_>) -> Option<f64> {
+    let other = other.mean(Quantity::TtftP95)?;
+    let ratio = cell.mean(Quantity::TtftP95)? / other;
+    (other > 0.0).then_some(ratio)
 }
 
 /// How many resamples an interval over so many seeds takes.

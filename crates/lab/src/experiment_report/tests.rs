@@ -579,3 +579,52 @@ fn conditions_that_are_no_numbers_stand_side_by_side() {
     );
     assert!(!summary.contains("stays within"), "{summary}");
 }
+
+#[test]
+fn the_gap_to_the_oracle_is_a_column_where_there_is_one() {
+    let without = experiment_report(&hand_made());
+    assert!(!table(&without, "cells").csv.contains("p95_vs_oracle"));
+    let mut made = hand_made();
+    made.runs.extend(seeds("oracle", "chat", [380.0, 0.6, 1.1]));
+    made.runs.extend(seeds("jsq", "rag", [930.0, 0.22, 1.01]));
+    let report = experiment_report(&made);
+    let rows = records(&table(&report, "cells").csv);
+    let over = |policy: &str, workload: &str| {
+        let is_it = |row: &&BTreeMap<String, String>| {
+            row["policy"] == policy && row["workload"] == workload
+        };
+        rows.iter().find(is_it).unwrap()["p95_vs_oracle"].parse::<f64>().ok()
+    };
+    // Means over the seeds are 20 ms above the first: 400 ms for the oracle.
+    assert!(close(over("oracle", "chat").unwrap(), 1.0));
+    assert!(close(over("round-robin", "chat").unwrap(), 2.5));
+    assert!(close(over("load-cache", "chat").unwrap(), 1.25));
+    assert_eq!(over("jsq", "rag"), None, "no oracle was run there");
+    assert!(table(&report, "cells").markdown.contains("P95 TTFT / oracle's"));
+}
+
+#[test]
+fn bounds_of_the_hit_rate_are_columns_and_lines() {
+    let hit_rate = |report: &ExperimentReport| {
+        let is_it = |figure: &&ReportFigure| figure.name.ends_with("-hit-rate");
+        report.figures.iter().find(is_it).unwrap().clone()
+    };
+    let old = experiment_report(&hand_made());
+    assert!(!table(&old, "cells").csv.contains("pooled"));
+    assert!(hit_rate(&old).svg.contains(">infinite cache: 80.0 %</text>"));
+
+    let mut made = hand_made();
+    for run in &mut made.runs {
+        run.result.cache.hit_rate_pooled_lru = Some(0.72);
+        run.result.cache.hit_rate_pooled_belady = Some(0.8);
+    }
+    let report = experiment_report(&made);
+    let row = &records(&table(&report, "cells").csv)[0];
+    assert!(close(row["hit_rate_pooled_lru_percent"].parse().unwrap(), 72.0));
+    assert!(close(row["hit_rate_pooled_belady_percent"].parse().unwrap(), 80.0));
+    let figure = hit_rate(&report);
+    assert!(figure.svg.contains(">pooled LRU: 72.0 %</text>"), "{}", figure.svg);
+    assert!(figure.svg.contains(">Belady, infinite cache: 80.0 %</text>"), "{}", figure.svg);
+    let row = &records(&figure.csv)[0];
+    assert!(close(row["hit_rate_pooled_lru_percent"].parse().unwrap(), 72.0));
+}

@@ -69,7 +69,11 @@ fn measurements(records: &[RequestRecord]) -> Measurements<'_> {
         window: MeasurementWindow::ALL,
         slo: Slo { ttft_ms: 100.0, tpot_ms: 20.0 },
         inter_token_ns: None,
-        hit_rate_infinite_cache: Some(0.5),
+        hit_rate_bounds: HitRateBounds {
+            pooled_lru: Some(0.25),
+            pooled_belady: Some(0.375),
+            infinite_cache: Some(0.5),
+        },
         instances_measured: vec![gauges(1, 1.0, 0.5, 2), gauges(0, 3.0, 1.5, 7)],
         cov_in_flight: Some(0.5),
         preemptions: Preemptions::InRecords,
@@ -134,6 +138,8 @@ fn a_small_run_worked_out_by_hand() {
             hit_rate: Some(0.16),
             kv_computed_tokens: Some(420),
             hit_rate_infinite_cache: Some(0.5),
+            hit_rate_pooled_lru: Some(0.25),
+            hit_rate_pooled_belady: Some(0.375),
         }
     );
     assert_eq!(
@@ -405,4 +411,18 @@ proptest! {
         let read: RunResult = serde_json::from_str(&json).unwrap();
         prop_assert_eq!(serde_json::to_string(&read).unwrap(), json);
     }
+}
+
+#[test]
+fn results_from_before_there_were_pooled_bounds_are_read() {
+    let result = RunResult::from_measurements(&measurements(&four_requests()));
+    let mut old = serde_json::to_value(&result).unwrap();
+    let cache = old["cache"].as_object_mut().unwrap();
+    for new in ["hit_rate_pooled_lru", "hit_rate_pooled_belady"] {
+        assert!(cache.remove(new).is_some());
+    }
+    let read: RunResult = serde_json::from_value(old).unwrap();
+    let cache =
+        CacheResult { hit_rate_pooled_lru: None, hit_rate_pooled_belady: None, ..result.cache };
+    assert_eq!(read, RunResult { cache, ..result });
 }

@@ -6,7 +6,7 @@ use kvroute_types::{BlockSize, RequestId, Timestamp};
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Arrival, TraceStats};
+use crate::{Arrival, Reuses, TraceStats};
 
 fn generate(name: &str, seed: u64, requests: u32) -> Workload {
     WorkloadSpec::builtin(name).unwrap().generate(seed, requests).unwrap()
@@ -163,7 +163,7 @@ fn a_window_leaves_the_cold_start_of_an_infinite_cache_out() {
         Arrival::At(at) => at,
         other => panic!("{other:?}"),
     };
-    let rate = |window| TraceStats::infinite_hit_rate(&workload, &plan, window);
+    let rate = |window| Reuses::new(&workload, &plan, window).infinite_hit_rate();
     // 1,600 of 1,608 prompt tokens are hit by all but the first.
     assert!((rate(Timestamp::ZERO..=Timestamp::MAX) - 9.0 * 1600.0 / 16_080.0).abs() < 1e-12);
     assert!((rate(at(1)..=Timestamp::MAX) - 1600.0 / 1608.0).abs() < 1e-12);
