@@ -2,14 +2,13 @@
 //!
 //! ```text
 //! cost_i = s_i * ((W_i + w_i + F) * sqrt(b_i + 1) + price * w_i * sqrt(b + 1))      in tokens
-//! price  = r / (1 - r) + 0.1 * c
+//! price  = r / (1 - r) + 0.1 * b
 //! choice = argmin over eligible i of cost_i;   ties: least in flight, least recently chosen, least id
 //! ```
 //!
 //! * `w_i`: prompt tokens that the instance would compute, [`RequestView::prompt_tokens`] -
 //!   [`Candidate::matched_tokens`]; `W_i`: those queued there, [`Candidate::in_flight_uncached_tokens`];
-//! * `b_i`: [`Candidate::in_flight`], `b` and `c`: the means of it and of [`Candidate::in_flight_decoding`] over the
-//!   eligible instances;
+//! * `b_i`: [`Candidate::in_flight`], `b`: its mean over the eligible instances;
 //! * `F`: what a first token costs beside its own prefill (the step in progress, a step's least time), [`FIXED_TOKENS`];
 //! * `r`: share of the instances' time that prefills take: tokens sent to be computed in the last [`MEMORY_S`] s,
 //!   times the learned time per token;
@@ -19,10 +18,10 @@
 //! (LMetric multiplies by the batch itself, which on a busy fleet gives cached prefixes away too easily; the square
 //! root does not). The second is what others pay for the tokens that this instance would have to compute: those that
 //! come while the fleet is busy wait for them (`r / (1 - r)`, the mean wait behind a unit of work in a queue with
-//! utilisation r), and those that decode stand still meanwhile (a tenth of a request each: they are slowed down, and not
-//! kept from beginning). Where all instances would compute the same, it is a constant and the queue decides; where one
+//! utilisation r), and those in flight stand still meanwhile (a tenth of a request each: most decode, so that they are
+//! slowed down and not kept from beginning). Where all instances would compute the same, it is a constant and the queue decides; where one
 //! holds the prompt, the busier the fleet, the longer a queue is borne for it. When one instance gets everything, its
-//! queue grows while `r` and `c` stay low, as they are means over the fleet and as an instance decodes no more than its batch.
+//! queue grows faster than `r` and `b`, which are means over the fleet: so it does not stay so.
 //!
 //! What is learned. As engines prefill in order, the time from one first token to the next, while prefills wait, is the
 //! time that the later one took; those of one step count as one. Divided by its tokens and `F`, the lower quartile of
@@ -46,17 +45,17 @@ use crate::{Candidate, Decision, Event, LoadSignal, Needs, Policy, RequestView, 
 /// What a first token costs beside its own prefill, in tokens: a step that loads the weights and computes next to
 /// nothing takes as long as 200 tokens on the profiles' GPUs.
 const FIXED_TOKENS: f64 = 200.0;
-/// Weight of a request that decodes against one that waits for its first token.
-const DECODING_WEIGHT: f64 = 0.1;
+/// Weight of a request in flight, which is slowed down, against one that waits for its first token.
+const IN_FLIGHT_WEIGHT: f64 = 0.1;
 /// Time over which the prefill utilisation is a mean, s.
 const MEMORY_S: f64 = 20.0;
 /// Utilisation is taken to be no more than this: no price is infinite.
 const UTILISATION_MAX: f64 = 0.95;
 /// First tokens this close together are of one step.
 const ONE_STEP: Duration = Duration::from_millis(1);
-/// Instances whose times per token differ by less than this factor count as equally fast: what is learned is uncertain by
-/// a few per cent, and equals are to take turns.
-const EQUAL: f64 = 1.25;
+/// Instances whose times per token differ by less than this factor count as equally fast: the batch and the lengths of
+/// prompts move what is learned by tens of per cent, and equals are to take turns. Another kind of GPU is beyond it.
+const EQUAL: f64 = 1.6;
 
 /// `adaptive` has no parameters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,18 +89,17 @@ impl Policy for Adaptive {
         scores: &mut Scores,
     ) -> Option<Decision> {
         self.instances.follow(candidates);
-        let (mut n, mut in_flight, mut decoding) = (0_u32, 0_u64, 0_u64);
+        let (mut n, mut in_flight) = (0_u32, 0_u64);
         for (_, candidate) in eligible(candidates) {
             n += 1;
             in_flight += u64::from(candidate.in_flight);
-            decoding += u64::from(candidate.in_flight_decoding);
         }
         let mean = |sum: f64| sum / f64::from(n);
+        let in_flight = mean(in_flight as f64);
         self.sent.fade(now);
         let used = self.time_per_token.get().map_or(0.0, |s| mean(self.sent.tokens_per_s() * s));
         let used = used.min(UTILISATION_MAX);
-        let price = (used / (1.0 - used) + DECODING_WEIGHT * mean(decoding as f64))
-            * (mean(in_flight as f64) + 1.0).sqrt();
+        let price = (used / (1.0 - used) + IN_FLIGHT_WEIGHT * in_flight) * (in_flight + 1.0).sqrt();
 
         let mut best = Best::new(LoadSignal::InFlight);
         for (position, candidate) in eligible(candidates) {
@@ -169,7 +167,7 @@ struct LowerQuartile {
 
 impl LowerQuartile {
     /// Smallest step, as a share of the value; the first ones are greater.
-    const STEP_MIN: f64 = 0.02;
+    const STEP_MIN: f64 = 0.01;
 
     /// Takes in a positive value; the first one is taken as far from `prior` as a step goes, if there is one.
     fn add(&mut self, value: f64, prior: Self) {
@@ -281,11 +279,10 @@ mod tests {
     fn by_hand_before_anything_is_learned() {
         let mut table = in_flight([3, 0], [10, 0]);
         table[0].in_flight_uncached_tokens = 40;
-        table[0].in_flight_decoding = 2;
-        // b = 1.5, c = 1; price = 0.1 * 1 * sqrt(2.5) = 0.158114.
-        // (40 + 5 + 200) * sqrt(4) + 0.158114 * 5 = 490.790569;   165 + 200 + 0.158114 * 165 = 391.088787.
+        // b = 1.5; price = 0.1 * 1.5 * sqrt(2.5) = 0.237171.
+        // (40 + 5 + 200) * sqrt(4) + 0.237171 * 5 = 491.185854;   165 + 200 + 0.237171 * 165 = 404.133186.
         let (choice, scores) = choose_scored(&mut Adaptive::default(), &ten_blocks(), &table);
-        assert_scores(&scores, &[(10, -490.790_569_415), (20, -391.088_790_697)]);
+        assert_scores(&scores, &[(10, -491.185_854_122_563), (20, -404.133_186_044_584)]);
         assert_eq!(choice, Some((1, Reason::LoadScore)));
         // 205 * 1.414 + 0.8 = 290 with one request there, and it is better to follow the cache.
         table[0].in_flight = 1;
