@@ -1,8 +1,7 @@
 //! `adaptive`: the least delay to all, in what it has learned of the instances; nothing to tune.
 //!
 //! ```text
-//! cost_i = s_i * ((W_i + w_i + F) * sqrt(b_i + 1) + price * w_i * sqrt(b + 1))      in tokens
-//! price  = r / (1 - r) + 0.1 * b
+//! cost_i = s_i * ((W_i + w_i + F) * sqrt(b_i + 1) + 0.1 * b * w_i * sqrt(b + 1))      in tokens
 //! choice = argmin over eligible i of cost_i;   ties: least in flight, least recently chosen, least id
 //! ```
 //!
@@ -10,24 +9,21 @@
 //!   [`Candidate::matched_tokens`]; `W_i`: those queued there, [`Candidate::in_flight_uncached_tokens`];
 //! * `b_i`: [`Candidate::in_flight`], `b`: its mean over the eligible instances;
 //! * `F`: what a first token costs beside its own prefill (the step in progress, a step's least time), [`FIXED_TOKENS`];
-//! * `r`: share of the instances' time that prefills take: tokens sent to be computed in the last [`MEMORY_S`] s,
-//!   times the learned time per token;
 //! * `s_i`: how much longer this instance takes for a token than the fleet does, learned; 1 within [`EQUAL`].
 //!
 //! How it reads. The first term is the request's own time to first token on a machine that a batch of `b_i` slows down
 //! (LMetric multiplies by the batch itself, which on a busy fleet gives cached prefixes away too easily; the square
-//! root does not). The second is what others pay for the tokens that this instance would have to compute: those that
-//! come while the fleet is busy wait for them (`r / (1 - r)`, the mean wait behind a unit of work in a queue with
-//! utilisation r), and those in flight stand still meanwhile (a tenth of a request each: most decode, so that they are
-//! slowed down and not kept from beginning). Where all instances would compute the same, it is a constant and the queue decides; where one
-//! holds the prompt, the busier the fleet, the longer a queue is borne for it. When one instance gets everything, its
-//! queue grows faster than `r` and `b`, which are means over the fleet: so it does not stay so.
+//! root does not). The second is what others pay for the tokens that this instance would have to compute: those in flight
+//! stand still meanwhile, a tenth of a request each, as most decode and are slowed down, not kept from beginning. Where
+//! all instances would compute the same, it is a constant and the queue decides; where one holds the prompt, the busier
+//! the fleet, the longer a queue is borne for it. When one instance gets everything, its queue grows faster than `b`,
+//! which is a mean over the fleet: so it does not stay so.
 //!
 //! What is learned. As engines prefill in order, the time from one first token to the next, while prefills wait, is the
 //! time that the later one took; those of one step count as one. Divided by its tokens and `F`, the lower quartile of
-//! these times is the time per token, of the fleet and of each instance: the upper ones hold waits for a place in the batch
-//! or in the cache, which are no time of a prefill. Answers that are not streamed teach nothing. Before the first
-//! samples `r` is 0 and `s_i` is 1.
+//! these times is the time per token, of the fleet and of each instance. It is learned while at most [`QUIET`] requests are
+//! in flight there: later ones hold waits for a place in the batch or in the cache, which are no time of a prefill. Answers
+//! that are not streamed teach nothing. Before the first samples `s_i` is 1.
 //!
 //! Source: our own. The exponent 1/2, the weight 0.1 and `F` are the results of a search over the arena's workloads
 //! (`docs/arena.md`), and not for users to set.
@@ -47,10 +43,8 @@ use crate::{Candidate, Decision, Event, LoadSignal, Needs, Policy, RequestView, 
 const FIXED_TOKENS: f64 = 200.0;
 /// Weight of a request in flight, which is slowed down, against one that waits for its first token.
 const IN_FLIGHT_WEIGHT: f64 = 0.1;
-/// Time over which the prefill utilisation is a mean, s.
-const MEMORY_S: f64 = 20.0;
-/// Utilisation is taken to be no more than this: no price is infinite.
-const UTILISATION_MAX: f64 = 0.95;
+/// Requests in flight up to which times are learned from.
+const QUIET: u32 = 8;
 /// First tokens this close together are of one step.
 const ONE_STEP: Duration = Duration::from_millis(1);
 /// Instances whose times per token differ by less than this factor count as equally fast: the batch and the lengths of
@@ -68,7 +62,6 @@ pub struct Adaptive {
     instances: PerInstance<Watched>,
     /// Of all instances, s.
     time_per_token: LowerQuartile,
-    sent: Sent,
 }
 
 impl Policy for Adaptive {
@@ -94,12 +87,8 @@ impl Policy for Adaptive {
             n += 1;
             in_flight += u64::from(candidate.in_flight);
         }
-        let mean = |sum: f64| sum / f64::from(n);
-        let in_flight = mean(in_flight as f64);
-        self.sent.fade(now);
-        let used = self.time_per_token.get().map_or(0.0, |s| mean(self.sent.tokens_per_s() * s));
-        let used = used.min(UTILISATION_MAX);
-        let price = (used / (1.0 - used) + IN_FLIGHT_WEIGHT * in_flight) * (in_flight + 1.0).sqrt();
+        let in_flight = in_flight as f64 / f64::from(n);
+        let price = IN_FLIGHT_WEIGHT * in_flight * (in_flight + 1.0).sqrt();
 
         let mut best = Best::new(LoadSignal::InFlight);
         for (position, candidate) in eligible(candidates) {
@@ -113,7 +102,6 @@ impl Policy for Adaptive {
             best.offer(0.0 - cost, position, candidate);
         }
         let (_, position, candidate) = best.get()?;
-        self.sent.tokens += f64::from(uncached_tokens(request, candidate));
         if candidate.in_flight == candidate.in_flight_decoding {
             self.instances[position].busy_since = now;
         }
@@ -136,7 +124,7 @@ impl Policy for Adaptive {
         // The step before this one is whole now.
         let tokens = std::mem::replace(&mut watched.step_tokens, f64::from(uncached_tokens));
         let step = std::mem::replace(&mut watched.step, taken);
-        if !step.is_zero() {
+        if !step.is_zero() && candidates[position].in_flight <= QUIET {
             let before = tokens - f64::from(uncached_tokens);
             let s_per_token = step.as_secs_f64() / (before + FIXED_TOKENS);
             watched.time_per_token.add(s_per_token, self.time_per_token);
@@ -185,10 +173,6 @@ impl LowerQuartile {
         }
     }
 
-    fn get(self) -> Option<f64> {
-        (self.samples > 0).then(|| self.ln.exp())
-    }
-
     /// How many times the other it is; 1 if they are about equal, or one is not known.
     fn over(self, other: Self) -> f64 {
         let ratio = self.ln - other.ln;
@@ -196,29 +180,6 @@ impl LowerQuartile {
             return 1.0;
         }
         ratio.exp()
-    }
-}
-
-/// Tokens sent to be computed, old ones faded.
-#[derive(Clone, Copy, Debug, Default)]
-struct Sent {
-    tokens: f64,
-    /// Time over which they were sent, s: fades in the same way, so that a beginning counts in full.
-    seconds: f64,
-    as_of: Timestamp,
-}
-
-impl Sent {
-    fn fade(&mut self, now: Timestamp) {
-        let kept = (-now.since(self.as_of).as_secs_f64() / MEMORY_S).exp();
-        self.tokens *= kept;
-        self.seconds = self.seconds * kept + (1.0 - kept) * MEMORY_S;
-        self.as_of = self.as_of.max(now);
-    }
-
-    fn tokens_per_s(&self) -> f64 {
-        // A rate over less than a second says nothing.
-        if self.seconds < 1.0 { 0.0 } else { self.tokens / self.seconds }
     }
 }
 
@@ -246,8 +207,6 @@ impl Settings for AdaptiveConfig {
 
 #[cfg(test)]
 mod tests {
-    use kvroute_types::InstanceId;
-
     use super::*;
     use crate::Reason;
     use crate::fixtures::{assert_scores, burst, choose, choose_scored, in_flight, ten_blocks};
@@ -263,7 +222,7 @@ mod tests {
             policy.instances.follow(table);
             policy.instances[position].busy_since = now;
             let waited = Duration::from_secs_f64(s_per_token * (f64::from(tokens) + FIXED_TOKENS));
-            now = now + waited;
+            now += waited;
             policy.observe(Event::FirstToken {
                 now,
                 candidates: table,
@@ -299,8 +258,7 @@ mod tests {
             quartile
                 .add(1.0 + 4.0 * f64::from(n * 7_919 % 1_000) / 1_000.0, LowerQuartile::default());
         }
-        assert!((quartile.get().unwrap() / 2.0).ln().abs() < 0.2, "{quartile:?}");
-        assert_eq!(LowerQuartile::default().get(), None);
+        assert!((quartile.ln - 2.0_f64.ln()).abs() < 0.2, "{quartile:?}");
     }
 
     #[test]
@@ -344,26 +302,25 @@ mod tests {
 
     #[test]
     fn a_busy_fleet_bears_a_longer_queue_for_a_cached_prompt() {
-        let mut table = in_flight([1, 1], [10, 0]);
-        table[0].in_flight_uncached_tokens = 300;
-        let mut policy = Adaptive::default();
-        teach(&mut policy, &[Candidate::new(InstanceId(99))], 0, 1e-4);
-        assert_eq!(choose(&mut policy, &ten_blocks(), &table).unwrap().0, 1);
-        // 18,000 tokens a second at 0.1 ms each on two instances: busy for 0.9 of the time.
-        policy.sent = Sent { tokens: 360_000.0, seconds: 20.0, as_of: Timestamp::ZERO };
-        assert_eq!(choose(&mut policy, &ten_blocks(), &table).unwrap().0, 0);
+        let choice = |in_flight_each: u32, queued: u64| {
+            let mut table = in_flight([in_flight_each; 2], [10, 0]);
+            table[0].in_flight_uncached_tokens = queued;
+            choose(&mut Adaptive::default(), &ten_blocks(), &table).unwrap().0
+        };
+        // (300 + 205) * 1.414 + 0.1 * 1.414 * 5 > 365 * 1.414 + 0.1 * 1.414 * 165.
+        assert_eq!(choice(1, 300), 1);
+        // With 40 each: 505 + 4 * 5 < 365 + 4 * 165, all times sqrt(41).
+        assert_eq!(choice(40, 300), 0);
+        assert_eq!(choice(40, 900), 1);
     }
 
     #[test]
-    fn what_was_sent_fades() {
-        let mut sent = Sent { tokens: 1_000.0, seconds: 20.0, as_of: Timestamp::ZERO };
-        assert!((sent.tokens_per_s() - 50.0).abs() < 1e-9);
-        sent.fade(at(20.0));
-        assert!((sent.tokens_per_s() - 50.0 / std::f64::consts::E).abs() < 1e-9, "{sent:?}");
-        let mut young = Sent::default();
-        young.fade(at(0.5));
-        young.tokens = 100.0;
-        assert_eq!(young.tokens_per_s().to_bits(), 0.0_f64.to_bits());
+    fn times_of_a_full_instance_teach_nothing() {
+        let mut policy = Adaptive::default();
+        teach(&mut policy, &in_flight([QUIET + 1], [0]), 0, 1.0);
+        assert_eq!(policy.time_per_token.samples, 0);
+        teach(&mut policy, &in_flight([QUIET], [0]), 0, 1.0);
+        assert!(policy.time_per_token.samples > 200);
     }
 
     #[test]
