@@ -47,11 +47,12 @@ pub struct Measurements<'a> {
     pub wall_s: f64,
 }
 
-/// Hit rates of one cache that serves all instances' requests from an empty start, `0.0..=1.0`: what no routing over their
-/// own caches can be expected to exceed. `None` where not known. The rules are those of `kvroute_workload::Reuses`.
+/// Hit rates of one cache that serves all instances' requests from an empty start, `0.0..=1.0`: what a run's
+/// own hit rate is held against. `None` where not known. The rules are those of `kvroute_workload::Reuses`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct HitRateBounds {
-    /// With room for as many blocks as all instances have, the blocks used last are kept.
+    /// With room for as many blocks as all instances have, the blocks used last are kept. A yardstick and no bound: caches
+    /// of their own that see fewer requests between two uses of a block may do a little better.
     pub pooled_lru: Option<f64>,
     /// With the same room, the blocks used again soonest are kept (Belady): the most that any rule gives.
     pub pooled_belady: Option<f64>,

@@ -49,9 +49,10 @@ const DEFINITIONS: &[(&str, &str)] = &[
     (
         "Hit rate",
         "Prompt tokens found in a prefix cache over all prompt tokens, of completed requests; it is not counted per request. The \
-         infinite cache is the bound: one cache that never evicts and is shared by all instances. Closer bounds are of one cache \
-         as large as all instances' together: a pooled LRU keeps the blocks used last, Belady those used again soonest. No rule \
-         for what to keep gives more hits than Belady, in the order in which the workload sends its requests.",
+         infinite cache is the bound: one cache that never evicts and is shared by all instances. Two more are of one cache as \
+         large as all instances' together. Belady keeps the blocks used again soonest: a closer bound, since no rule for what to \
+         keep gives more hits in the order in which the workload sends its requests. A pooled LRU keeps the blocks used last: a \
+         yardstick, which separate caches may exceed.",
     ),
     (
         "Imbalance",
