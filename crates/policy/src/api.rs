@@ -128,6 +128,7 @@ pub enum LoadSignal {
 
 /// Signals a policy reads; the router skips the work for the rest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each signal is asked for by itself")]
 pub struct Needs {
     /// `matched_blocks`, `matched_tokens`, `is_last_for_prefix`, `is_last_for_session`.
     pub index: bool,
