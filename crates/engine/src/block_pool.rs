@@ -117,26 +117,37 @@ impl BlockPool {
 
     /// A cache hit: takes the blocks out of the free queue if they lie there, and counts one more user (R8).
     pub(crate) fn touch(&mut self, hits: &[u32]) {
+        if let Some(journal) = &mut self.journal {
+            // Unlinking changes the neighbours, and where these are hits too, theirs.
+            let beside =
+                |&id: &u32| [id, self.blocks[id as usize].prev, self.blocks[id as usize].next];
+            note(journal, &self.blocks, hits.iter().flat_map(beside));
+        }
         for &id in hits {
             if self.blocks[id as usize].refs == 0 {
                 self.unlink(id);
             }
-            self.block_mut(id).refs += 1;
+            self.blocks[id as usize].refs += 1;
         }
     }
 
     /// Hands out `count` blocks from the head of the free queue, forgetting what they held (R7).
     pub(crate) fn allocate(&mut self, count: u32, table: &mut Vec<u32>) {
         assert!(count <= self.free, "allocating {count} blocks with {} free", self.free);
+        if let Some(journal) = &mut self.journal {
+            // The sentinel, those handed out and the one behind them.
+            let next = |&id: &u32| Some(self.blocks[id as usize].next);
+            let queue = std::iter::successors(Some(NULL_BLOCK), next);
+            note(journal, &self.blocks, queue.take(count as usize + 2));
+        }
         let mut id = self.blocks[NULL_BLOCK as usize].next;
         for _ in 0..count {
-            let block = self.block_mut(id);
+            let block = &mut self.blocks[id as usize];
             block.refs = 1;
             table.push(id);
             let next = block.next;
-            let key = std::mem::replace(&mut block.key, NO_KEY);
-            if key != NO_KEY {
-                let key = BlockKey(key);
+            if block.key != NO_KEY {
+                let key = BlockKey(std::mem::replace(&mut block.key, NO_KEY));
                 self.unregister(key, id);
                 if let Some(events) = &mut self.events {
                     events.push(CacheEvent::Removed { key });
@@ -144,19 +155,20 @@ impl BlockPool {
             }
             id = next;
         }
-        self.block_mut(NULL_BLOCK).next = id;
-        self.block_mut(id).prev = NULL_BLOCK;
+        self.blocks[NULL_BLOCK as usize].next = id;
+        self.blocks[id as usize].prev = NULL_BLOCK;
         self.free -= count;
     }
 
     /// Registers `block` under `key`, as its first content (R14, R21).
     pub(crate) fn register(&mut self, block: u32, key: BlockKey) {
         debug_assert_eq!(self.blocks[block as usize].key, NO_KEY, "a block is registered once");
-        self.block_mut(block).key = key.0;
-        self.cached.insert(key, block);
         if let Some(journal) = &mut self.journal {
+            note(journal, &self.blocks, [block]);
             journal.push(Undo::Registered { key, id: block });
         }
+        self.blocks[block as usize].key = key.0;
+        self.cached.insert(key, block);
     }
 
     /// Reports one registration call: all blocks it covered (R68).
@@ -180,29 +192,31 @@ impl BlockPool {
         // Unregistered blocks go to the head, the first freed ending up as the new head; registered ones to the tail.
         let mut after = NULL_BLOCK;
         let mut tail = self.blocks[NULL_BLOCK as usize].prev;
+        if let Some(journal) = &mut self.journal {
+            let head = self.blocks[NULL_BLOCK as usize].next;
+            note(journal, &self.blocks, table.iter().copied().chain([NULL_BLOCK, head, tail]));
+        }
         for &id in table.iter().rev() {
-            let block = self.block_mut(id);
+            let block = &mut self.blocks[id as usize];
             block.refs -= 1;
-            let Block { key, refs, .. } = *block;
-            if refs > 0 {
+            if block.refs > 0 {
                 continue;
             }
             self.free += 1;
-            if key == NO_KEY {
+            if block.key == NO_KEY {
                 self.link_after(after, id);
                 if tail == after {
                     tail = id;
                 }
                 after = id;
             } else {
-                let block = &mut self.blocks[id as usize];
                 block.prev = tail;
                 block.next = NULL_BLOCK;
-                self.block_mut(tail).next = id;
+                self.blocks[tail as usize].next = id;
                 tail = id;
             }
         }
-        self.block_mut(NULL_BLOCK).prev = tail;
+        self.blocks[NULL_BLOCK as usize].prev = tail;
     }
 
     /// Empties the prefix cache if no block is in use; the queue keeps its order (R13).
@@ -213,7 +227,10 @@ impl BlockPool {
         for id in 0..self.blocks.len() {
             let id = u32::try_from(id).expect("block ids are 32 bits");
             if self.blocks[id as usize].key != NO_KEY {
-                let key = std::mem::replace(&mut self.block_mut(id).key, NO_KEY);
+                if let Some(journal) = &mut self.journal {
+                    note(journal, &self.blocks, [id]);
+                }
+                let key = std::mem::replace(&mut self.blocks[id as usize].key, NO_KEY);
                 self.unregister(BlockKey(key), id);
             }
         }
@@ -228,15 +245,6 @@ impl BlockPool {
         self.events.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
-    /// The block, to be changed.
-    fn block_mut(&mut self, id: u32) -> &mut Block {
-        let block = &mut self.blocks[id as usize];
-        if let Some(journal) = &mut self.journal {
-            journal.push(Undo::Block { id, block: *block });
-        }
-        block
-    }
-
     /// Takes the block from among the holders of the key.
     fn unregister(&mut self, key: BlockKey, id: u32) {
         let place = self.cached.remove(key, id);
@@ -247,18 +255,17 @@ impl BlockPool {
 
     fn unlink(&mut self, id: u32) {
         let Block { prev, next, .. } = self.blocks[id as usize];
-        self.block_mut(prev).next = next;
-        self.block_mut(next).prev = prev;
+        self.blocks[prev as usize].next = next;
+        self.blocks[next as usize].prev = prev;
         self.free -= 1;
     }
 
     fn link_after(&mut self, prev: u32, id: u32) {
         let next = self.blocks[prev as usize].next;
-        let block = self.block_mut(id);
-        block.prev = prev;
-        block.next = next;
-        self.block_mut(prev).next = id;
-        self.block_mut(next).prev = id;
+        self.blocks[id as usize].prev = prev;
+        self.blocks[id as usize].next = next;
+        self.blocks[prev as usize].next = id;
+        self.blocks[next as usize].prev = id;
     }
 
     /// The free queue from head to tail.
@@ -267,6 +274,12 @@ impl BlockPool {
         let next = |&id: &u32| Some(self.blocks[id as usize].next).filter(|&id| id != NULL_BLOCK);
         std::iter::successors(next(&NULL_BLOCK), next).collect()
     }
+}
+
+/// Journals blocks that are about to change.
+fn note(journal: &mut Vec<Undo>, blocks: &[Block], ids: impl IntoIterator<Item = u32>) {
+    let undo = |id: u32| Undo::Block { id, block: blocks[id as usize] };
+    journal.extend(ids.into_iter().map(undo));
 }
 
 #[cfg(test)]
