@@ -344,7 +344,7 @@ mod tests {
         let closed = chat.in_closed_loop(NonZeroU32::MAX);
         let starts = closed.requests().iter().filter(|request| request.turn == 0);
         assert!(starts.clone().all(|request| request.arrival == Arrival::At(Timestamp::ZERO)));
-        assert_eq!(starts.count() as u32, closed.sessions());
+        assert_eq!(starts.count(), closed.sessions() as usize);
     }
 
     #[test]
