@@ -104,7 +104,7 @@ impl Replay {
             Event::FirstToken { request } => {
                 let ticket = self.tickets.get(request);
                 let ticket = ticket.ok_or(ReplayError::NotInFlight { request: *request })?;
-                self.router.first_token(at, ticket);
+                self.router.first_token(ticket);
             }
             Event::End { request } => {
                 let ticket = self.tickets.remove(request);

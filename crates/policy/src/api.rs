@@ -150,28 +150,13 @@ pub enum Event<'a> {
         /// The table.
         candidates: &'a [Candidate],
     },
-    /// The load, eligibility or `last_chosen` of one instance changed. What is filled in for one decision (matches,
-    /// `true_ttft`) is not told of.
+    /// The load, eligibility or `last_chosen` of one instance changed. A first token, which changes the tokens in flight
+    /// and what is decoding, is not told of, nor what is filled in for one decision (matches, `true_ttft`).
     CandidateChanged {
         /// The table.
         candidates: &'a [Candidate],
         /// Index of the changed instance in it.
         position: usize,
-    },
-    /// The first output token of a request was seen, which changes the tokens in flight and what is decoding.
-    FirstToken {
-        /// When.
-        now: Timestamp,
-        /// The table.
-        candidates: &'a [Candidate],
-        /// Index of the request's instance in it.
-        position: usize,
-        /// Time since the request was sent there.
-        waited: Duration,
-        /// Its prompt tokens.
-        prompt_tokens: u32,
-        /// Those of them not believed cached when it was sent.
-        uncached_tokens: u32,
     },
 }
 

@@ -84,8 +84,6 @@ impl LeastLoaded {
             | Event::MembershipChanged { candidates } => {
                 self.rebuild(candidates);
             }
-            // No load changes with it.
-            Event::FirstToken { .. } => {}
         }
     }
 

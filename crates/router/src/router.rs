@@ -341,25 +341,17 @@ impl Router {
     }
 
     /// The request's first output token was seen: its prefill is done. Saying so again changes nothing.
-    pub fn first_token(&mut self, now: Timestamp, ticket: &Ticket) {
+    pub fn first_token(&mut self, ticket: &Ticket) {
         let flight = self.flights.get_mut(ticket.slot);
         if std::mem::replace(&mut flight.is_decoding, true) {
             return;
         }
-        let Flight { instance, sent, prompt_tokens, uncached_tokens, .. } = *flight;
+        let Flight { instance, prompt_tokens, uncached_tokens, .. } = *flight;
         let Some(at) = self.position(instance) else { return };
         let candidate = &mut self.candidates[at];
         candidate.in_flight_uncached_tokens -= u64::from(uncached_tokens);
         candidate.in_flight_decoding += 1;
         candidate.in_flight_decoding_tokens += u64::from(prompt_tokens);
-        self.policy.observe(Event::FirstToken {
-            now,
-            candidates: &self.candidates,
-            position: at,
-            waited: now.since(sent),
-            prompt_tokens,
-            uncached_tokens,
-        });
     }
 
     /// The request ended, however it ended.

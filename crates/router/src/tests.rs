@@ -234,7 +234,7 @@ fn what_was_routed_is_predicted_and_followed() {
     assert_eq!(router.candidates()[second.instance.index()].matched_tokens, 160);
     assert_eq!(books(&router), [5, 165, 0, 0]);
     for _ in 0..2 {
-        router.first_token(at(1.5), &second.ticket);
+        router.first_token(&second.ticket);
         assert_eq!(books(&router), [0, 165, 1, 165], "a second first token is none");
     }
     let third = route(&mut router, at(2.0), 2, &blocks);
@@ -479,7 +479,7 @@ fn traffic(
         decisions.push((went.instance, went.predicted_cached_tokens));
         tickets.push_back(went.ticket);
         if let Some(ticket) = tickets.get(3) {
-            router.first_token(now, ticket);
+            router.first_token(ticket);
         }
         if tickets.len() > 4 + number as usize % 5 {
             router.end(tickets.pop_front().unwrap());
@@ -601,7 +601,7 @@ proptest! {
                     tickets.extend(routed.map(|routed| routed.ticket));
                 }
                 3 if !tickets.is_empty() => router.end(tickets.swap_remove(pick as usize % tickets.len())),
-                4 if !tickets.is_empty() => router.first_token(now, &tickets[pick as usize % tickets.len()]),
+                4 if !tickets.is_empty() => router.first_token(&tickets[pick as usize % tickets.len()]),
                 5 => router.observe_load(now, id, load(u32::from(pick % 3), 1, now)),
                 6 => router.set_eligible(id, pick & 16 == 0),
                 7 if pick & 8 == 0 => router.add_instance(InstanceId(2 + number)),

@@ -567,7 +567,7 @@ impl<'a> Cluster<'a> {
                 live.first_token = Some(now);
                 live.cached_tokens = cached_tokens;
                 if live.router == self.routers.number {
-                    self.routers.current.first_token(now, &live.ticket);
+                    self.routers.current.first_token(&live.ticket);
                 }
             }
             Response::End(finished) => self.finish(now, &finished),

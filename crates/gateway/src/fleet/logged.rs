@@ -125,11 +125,8 @@ impl LoggedRouter {
     }
 
     pub(super) fn first_token(&mut self, ticket: &Ticket) {
-        let now = self.now();
-        self.router.first_token(now, ticket);
-        if let Some(log) = &mut self.log {
-            log.append(now, Event::FirstToken { request: ticket.request() });
-        }
+        self.router.first_token(ticket);
+        self.note(|| Event::FirstToken { request: ticket.request() });
     }
 
     pub(super) fn end(&mut self, ticket: Ticket) {
@@ -143,15 +140,10 @@ impl LoggedRouter {
         self.log.take()
     }
 
-    fn now(&self) -> Timestamp {
-        Timestamp::ZERO + self.started.elapsed()
-    }
-
     /// Logs what just happened.
     fn note(&mut self, event: impl FnOnce() -> Event) {
-        let now = self.now();
         if let Some(log) = &mut self.log {
-            log.append(now, event());
+            log.append(Timestamp::ZERO + self.started.elapsed(), event());
         }
     }
 }
