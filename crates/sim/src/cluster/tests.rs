@@ -139,6 +139,6 @@ fn foretelling_changes_nothing() {
             foretold(&mut foretelling, now, RequestId(59));
         }
     }
-    let (seen, plain) = (foretelling.into_outcome(), run(&cluster(2, "jsq"), &workload));
-    assert_eq!(crate::tests::Seen::from(&seen), crate::tests::Seen::from(&plain));
+    let (seen, undisturbed) = (foretelling.into_outcome(), run(&cluster(2, "jsq"), &workload));
+    assert_eq!(crate::tests::Seen::from(&seen), crate::tests::Seen::from(&undisturbed));
 }
