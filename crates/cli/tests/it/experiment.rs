@@ -73,7 +73,7 @@ fn every_committed_experiment_can_be_run() {
             assert!(stdout(&args).contains("runs: workloads"), "{path}");
         }
     }
-    assert_eq!(seen, 10, "exp0 to exp9");
+    assert!(seen >= 14, "exp0 to exp9, the crossovers, the arena: {seen}");
 }
 
 #[test]

@@ -257,6 +257,10 @@ impl<'a> GridCell<'a> {
         all.map(|(name, value)| (name.as_str(), value)).filter(|(name, _)| *name != "kind")
     }
 
+    pub(super) fn is_oracle(&self) -> bool {
+        self.kind == ORACLE
+    }
+
     pub(super) fn is_load_only(&self) -> bool {
         LOAD_ONLY.contains(&self.kind)
     }

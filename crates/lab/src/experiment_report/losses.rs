@@ -7,7 +7,7 @@ use super::ratios::is_same_ratio;
 use crate::statistics::interval_tail;
 
 /// Policies that are blind to caches and never a bad choice.
-const BLIND: [&str; 2] = ["round-robin", "jsq"];
+pub(super) const BLIND: [&str; 2] = ["round-robin", "jsq"];
 
 /// What was found in all cells.
 pub(super) struct Losses {

@@ -15,6 +15,7 @@ mod lines;
 mod losses;
 mod maps;
 mod png;
+mod ranking;
 mod ratios;
 mod rows;
 mod scatter;
@@ -89,6 +90,7 @@ pub fn experiment_report(results: &ExperimentResults) -> ExperimentReport {
     let mut sections = sections(&grid, &looks, &maps, &gains);
     name_apart(&mut sections);
     let mut tables = vec![tables::best(&grid), tables::cells(&grid), tables::warm_up(&grid)];
+    tables.extend(ranking::ranking(&grid));
     if !losses.sure.is_empty() {
         tables.push(tables::losses(&grid, &losses.sure));
     }

@@ -628,3 +628,39 @@ fn bounds_of_the_hit_rate_are_columns_and_lines() {
     let row = &records(&figure.csv)[0];
     assert!(close(row["hit_rate_pooled_lru_percent"].parse().unwrap(), 72.0));
 }
+
+#[test]
+fn policies_are_ranked_over_all_scenes_and_the_oracle_is_not() {
+    let report = |workloads: &[(&str, [f64; 4])]| {
+        let mut runs = Vec::new();
+        for (workload, figures) in workloads {
+            for (policy, p95_ms) in
+                ["round-robin", "jsq", "load-cache", "oracle"].iter().zip(figures)
+            {
+                runs.push(run(policy, workload, 1, [*p95_ms, 0.5, 1.0]));
+            }
+        }
+        experiment_report(&results(runs))
+    };
+    let report_of_two =
+        report(&[("chat", [200.0, 100.0, 102.0, 50.0]), ("rag", [300.0, 150.0, 1_530.0, 150.0])]);
+    let rows = records(&table(&report_of_two, "ranking").csv);
+    let column = |name: &str| rows.iter().map(|row| row[name].as_str()).collect::<Vec<_>>();
+    assert_eq!(column("policy"), ["oracle", "jsq", "round-robin", "load-cache"]);
+    // Of three; goodput is the same everywhere, so that all share the middle rank.
+    assert_eq!(column("mean_rank_ttft_p95"), ["", "1", "2.5", "2.5"]);
+    assert_eq!(column("mean_rank_goodput"), ["", "2", "2", "2"]);
+    let number = |name: &str, row: usize| rows[row][name].parse::<f64>().unwrap();
+    assert!(close(number("ttft_p95_over_best", 2), 2.0));
+    // sqrt(1.02 * 10.2), sqrt(2.04 * 10.2).
+    assert!(close(number("ttft_p95_over_best", 3), 10.404_f64.sqrt()));
+    assert!(close(number("ttft_p95_over_oracle", 3), 20.808_f64.sqrt()));
+    assert!(close(number("ttft_p95_over_best_worst", 3), 10.2));
+    assert_eq!(rows[3]["worst_at"], "rag");
+    assert_eq!(column("near_best_percent"), ["100", "100", "0", "50"]);
+    assert_eq!(column("above_blind_scenes"), ["0", "0", "2", "1"]);
+    assert_eq!(column("collapsed_scenes"), ["0", "0", "0", "1"]);
+    // One scene is no ranking.
+    let report_of_one = report(&[("chat", [200.0, 100.0, 102.0, 50.0])]);
+    assert!(!report_of_one.tables.iter().any(|table| table.name == "ranking"));
+}
