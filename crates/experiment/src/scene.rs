@@ -64,10 +64,11 @@ impl Prepared {
         let open = Self::of(workload, warm_up, seed, rate, block_size)?;
         let Some(clients) = scene.load.clients() else { return Ok(open) };
         // What a cache could serve hangs little on when sessions begin, and is best told of the same ones that count.
-        let Self { workload, reuses, .. } = open;
-        let closed = workload.in_closed_loop(clients);
-        let closed = Self::of(closed, warm_up, seed, rate, block_size)?;
-        Ok(Self { reuses, is_closed_loop: true, ..closed })
+        let workload = open.workload.in_closed_loop(clients);
+        let blocks = block_plan(&workload, block_size)?;
+        let last_start = last_start(&workload);
+        let window = warm_up.window(last_start);
+        Ok(Self { workload, blocks, last_start, window, is_closed_loop: true, ..open })
     }
 
     fn of(
@@ -77,11 +78,7 @@ impl Prepared {
         rate: Option<f64>,
         block_size: BlockSize,
     ) -> Result<Self, RunFault> {
-        let fault = |error: &dyn std::error::Error| RunFault::Workload {
-            workload: workload.name().to_owned(),
-            what: one_line(error),
-        };
-        let blocks = BlockPlan::new(&workload, block_size).map_err(|error| fault(&error))?;
+        let blocks = block_plan(&workload, block_size)?;
         let last_start = last_start(&workload);
         let window = warm_up.window(last_start);
         let counted = window.from()..=window.until();
@@ -117,6 +114,13 @@ impl Prepared {
             ..HitRateBounds::default()
         }
     }
+}
+
+fn block_plan(workload: &Workload, block_size: BlockSize) -> Result<BlockPlan, RunFault> {
+    BlockPlan::new(workload, block_size).map_err(|error| RunFault::Workload {
+        workload: workload.name().to_owned(),
+        what: one_line(&error),
+    })
 }
 
 /// When the last session of a run begins.

@@ -73,13 +73,13 @@ struct Ranked {
 impl Ranked {
     fn of(grid: &Grid<'_>, scene: &Scene<'_>) -> Option<Self> {
         let p95 = |cell: &GridCell<'_>| cell.mean(Quantity::TtftP95).filter(|ms| *ms > 0.0);
-        let least = |cells: &mut dyn Iterator<Item = f64>| cells.min_by(f64::total_cmp);
         let all = || grid.cells_of(scene).filter(|cell| !cell.is_oracle());
+        let blind = all().filter(|cell| BLIND.contains(&cell.kind));
         Some(Self {
             name: scene.name.clone(),
             cells: scene.cells.clone(),
-            best_ms: least(&mut all().filter_map(p95))?,
-            blind_ms: least(&mut all().filter(|cell| BLIND.contains(&cell.kind)).filter_map(p95)),
+            best_ms: Grid::least(all(), Quantity::TtftP95).and_then(p95)?,
+            blind_ms: Grid::least(blind, Quantity::TtftP95).and_then(p95),
             oracle_ms: scene.oracle.and_then(|oracle| p95(&grid.cells[oracle])),
         })
     }

@@ -21,7 +21,7 @@
 //! It takes all instances for equally fast, and beliefs for facts. Learning each instance's time per token from first
 //! tokens was tried in three ways (least squares, the same with relative errors, a running quartile) and left out: near
 //! capacity, waits for a place in the batch are in those times and make whoever is full look slow, which gives
-//! its prefixes away; each lost more on equal instances than it could win.
+//! its prefixes away; on equal instances each was slower than doing without. Unequal ones were not tried.
 //!
 //! Source: our own. The exponent 1/2, the weight 0.1 and `F` are the results of a search over workloads of the arena
 //! (`docs/arena.md`), and not for users to set.
