@@ -453,6 +453,14 @@ impl<'a> Grid<'a> {
         scene.cells.iter().map(|index| &self.cells[*index])
     }
 
+    /// Those of a scene that a gateway could be: all but the oracle's.
+    pub(super) fn contenders<'g>(
+        &'g self,
+        scene: &'g Scene<'a>,
+    ) -> impl Iterator<Item = &'g GridCell<'a>> {
+        self.cells_of(scene).filter(|cell| !cell.is_oracle())
+    }
+
     pub(super) fn baseline_of(&self, scene: &Scene<'a>) -> Option<&GridCell<'a>> {
         scene.baseline.map(|index| &self.cells[index])
     }

@@ -34,6 +34,7 @@ pub use compare::experiment_comparison;
 use groups::Grid;
 use maps::AlphaBeta;
 pub use png::{PngError, svg_to_png};
+use ranking::Ranking;
 use words::Words;
 
 /// Figures that a section draws at most; the tables have every number.
@@ -87,10 +88,11 @@ pub fn experiment_report(results: &ExperimentResults) -> ExperimentReport {
     let losses = losses::losses(&grid);
     let words = Words::new(results, &grid, &losses, &maps, &gains);
 
-    let mut sections = sections(&grid, &looks, &maps, &gains);
+    let ranking = Ranking::of(&grid);
+    let mut sections = sections(&grid, &looks, &maps, &gains, ranking.as_ref());
     name_apart(&mut sections);
     let mut tables = vec![tables::best(&grid), tables::cells(&grid), tables::warm_up(&grid)];
-    tables.extend(ranking::ranking(&grid));
+    tables.extend(ranking.as_ref().map(Ranking::table));
     if !losses.sure.is_empty() {
         tables.push(tables::losses(&grid, &losses.sure));
     }
@@ -163,6 +165,7 @@ fn sections(
     looks: &Looks,
     maps: &[AlphaBeta],
     gains: &[maps::Gain<'_>],
+    ranking: Option<&Ranking>,
 ) -> Vec<Section> {
     let plain = words::plain_scenes(grid);
     let drawn = || plain.iter().take(SCENES_MAX);
@@ -230,6 +233,12 @@ fn sections(
             "Latency and goodput over load",
             "How much load each policy bears before its latency climbs. A failed request misses the SLO.",
             sweeps::loads(grid, looks),
+        ),
+        Section::new(
+            "ranking",
+            "Policies over all scenes",
+            "How far each policy is from the best one, scene by scene: a rule that is best on the average may still be a bad one somewhere.",
+            ranking.map(Ranking::figure).into_iter().collect(),
         ),
         scenes,
         Section::new(

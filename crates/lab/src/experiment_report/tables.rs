@@ -387,7 +387,7 @@ fn resamples(seeds: usize) -> f64 {
     (1..seeds).map(|k| (seeds + k) as f64 / k as f64).product()
 }
 
-/// The best policy of each scene.
+/// The best policy of each scene; the oracle is none.
 pub(super) fn best(grid: &Grid<'_>) -> Table {
     let mut columns = place_headings();
     columns.push(Heading::text("best policy"));
@@ -400,7 +400,7 @@ pub(super) fn best(grid: &Grid<'_>) -> Table {
     let rows = grid.scenes.iter().map(|scene| {
         let mut row = place_data(scene.cell);
         let most = |quantity: Quantity| {
-            let measured = grid.cells_of(scene).filter_map(|c| Some((c, c.mean(quantity)?)));
+            let measured = grid.contenders(scene).filter_map(|c| Some((c, c.mean(quantity)?)));
             measured.min_by(|a, b| b.1.total_cmp(&a.1)).map(|(cell, _)| cell)
         };
         let mut push = |cell: Option<&GridCell<'_>>, quantity: Quantity| {
@@ -413,7 +413,7 @@ pub(super) fn best(grid: &Grid<'_>) -> Table {
                 row.push(Datum::change(compared.and_then(|compared| compared.relative)));
             }
         };
-        push(Grid::least(grid.cells_of(scene), Quantity::TtftP95), Quantity::TtftP95);
+        push(Grid::least(grid.contenders(scene), Quantity::TtftP95), Quantity::TtftP95);
         push(most(Quantity::HitRate), Quantity::HitRate);
         push(most(Quantity::Goodput), Quantity::Goodput);
         row

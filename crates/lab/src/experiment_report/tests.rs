@@ -600,6 +600,8 @@ fn the_gap_to_the_oracle_is_a_column_where_there_is_one() {
     assert!(close(over("round-robin", "chat").unwrap(), 2.5));
     assert!(close(over("load-cache", "chat").unwrap(), 1.25));
     assert_eq!(over("jsq", "rag"), None, "no oracle was run there");
+    assert!(!table(&report, "best").csv.contains("oracle"), "it is faster on chat, and no policy");
+    assert!(!report.summary.contains("oracle has the least"), "{}", report.summary);
     assert!(table(&report, "cells").markdown.contains("P95 TTFT / oracle's"));
 }
 
@@ -660,6 +662,14 @@ fn policies_are_ranked_over_all_scenes_and_the_oracle_is_not() {
     assert_eq!(column("near_best_percent"), ["100", "100", "0", "50"]);
     assert_eq!(column("above_blind_scenes"), ["0", "0", "2", "1"]);
     assert_eq!(column("collapsed_scenes"), ["0", "0", "0", "1"]);
+    let figure = report_of_two.figures.iter().find(|figure| figure.name == "ranking").unwrap();
+    let drawn = records(&figure.csv);
+    assert_eq!(drawn.len(), 8, "each policy in each scene");
+    let of = |row: &BTreeMap<String, String>| (row["policy"].clone(), row["scene"].clone());
+    let is_it = |row: &&BTreeMap<String, String>| of(row) == ("load-cache".into(), "rag".into());
+    let ratio = drawn.iter().find(is_it).unwrap()["ttft_p95_over_best"].parse::<f64>();
+    assert!(close(ratio.unwrap(), 10.2));
+    assert!(figure.svg.contains(">3.23, worst 10</text>"), "{}", figure.svg);
     // One scene is no ranking.
     let report_of_one = report(&[("chat", [200.0, 100.0, 102.0, 50.0])]);
     assert!(!report_of_one.tables.iter().any(|table| table.name == "ranking"));

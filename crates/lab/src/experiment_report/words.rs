@@ -156,7 +156,7 @@ pub(super) fn change(relative: Estimate) -> String {
 
 fn best(grid: &Grid<'_>, scene: &Scene<'_>) -> String {
     let name = &scene.name;
-    let Some(best) = Grid::least(grid.cells_of(scene), Quantity::TtftP95) else {
+    let Some(best) = Grid::least(grid.contenders(scene), Quantity::TtftP95) else {
         return format!("{name}: no policy has a P95 TTFT over all of its seeds.");
     };
     let label = &best.cell.policy;
@@ -212,13 +212,13 @@ fn bests(grid: &Grid<'_>, scenes: &[&Scene<'_>]) -> Vec<String> {
 
 /// The best policy of a scene against the baseline; `None` where it is the baseline.
 fn best_against(grid: &Grid<'_>, scene: &Scene<'_>) -> Option<Estimate> {
-    let best = Grid::least(grid.cells_of(scene), Quantity::TtftP95)?;
+    let best = Grid::least(grid.contenders(scene), Quantity::TtftP95)?;
     grid.against_baseline(best)?.relative
 }
 
 fn bests_of_workload(grid: &Grid<'_>, workload: &str, scenes: &[&Scene<'_>]) -> String {
     let label = |scene: &Scene<'_>| {
-        let best = Grid::least(grid.cells_of(scene), Quantity::TtftP95);
+        let best = Grid::least(grid.contenders(scene), Quantity::TtftP95);
         best.map_or_else(|| "none".to_owned(), |cell| cell.cell.policy.clone())
     };
     let labels: BTreeSet<String> = scenes.iter().map(|scene| label(scene)).collect();
