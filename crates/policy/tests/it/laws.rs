@@ -6,23 +6,11 @@ use proptest::prelude::*;
 
 use crate::common::{any_life, any_request, any_table, build, choose, live, specs};
 
-/// Whether the policy compares all candidates, by nothing but their figures.
+/// Whether the policy compares all candidates, by nothing but their figures: what most do.
 fn looks_at_all(spec: &str) -> bool {
-    const ALL: [&str; 11] = [
-        "jsq",
-        "load-cache",
-        "threshold",
-        "spill-gate",
-        "llm-d-blend",
-        "llm-d-sticky",
-        "lmetric",
-        "mooncake",
-        "preble",
-        "aibrix",
-        "oracle",
-    ];
-    // The least recent of all without a match, at first, is the least id.
-    ALL.contains(&name(spec)) && !spec.contains("lru_weight")
+    // Least recent of all without a match is, at first, the least id.
+    let has_order = name(spec) == "round-robin" || spec.contains("lru_weight");
+    !has_order && !draws(spec) && !HASH_IDS.contains(&name(spec))
 }
 
 fn name(spec: &str) -> &str {
@@ -34,11 +22,12 @@ fn draws(spec: &str) -> bool {
     ["p2c", "dynamo", "ray"].contains(&name(spec))
 }
 
+const HASH_IDS: [&str; 5] =
+    ["session-affinity", "prefix-affinity", "dualmap", "chwbl", "sticky-least-loaded"];
+
 /// Whether the policy hashes instance ids.
 fn hashes_ids(spec: &str) -> bool {
-    const HASH: [&str; 5] =
-        ["session-affinity", "prefix-affinity", "dualmap", "chwbl", "sticky-least-loaded"];
-    HASH.contains(&name(spec)) && !spec.contains("hash=modulo")
+    HASH_IDS.contains(&name(spec)) && !spec.contains("hash=modulo")
 }
 
 proptest! {
