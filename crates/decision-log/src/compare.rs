@@ -7,8 +7,9 @@
 //! ```
 //!
 //! A counterfactual changes where requests go and nothing else: when they came, which instances could be chosen, what
-//! the instances said of their load, and how long each request took are as recorded. So it tells how the policies
-//! differ in their decisions, not in the latencies that these would have led to.
+//! the instances said of their load, and how long each request took are as recorded. So these figures tell how the policies
+//! differ in their decisions. What times to first token the decisions would have led to is estimated from them
+//! ([`Comparison::ttft`]); the header of `ttft.rs` says how, and what that leaves out.
 
 use std::collections::BTreeMap;
 
@@ -19,6 +20,7 @@ use serde::Serialize;
 use crate::event::{Decision, Event, Route, Start};
 use crate::reader::Entry;
 use crate::replay::{Replay, ReplayError};
+use crate::ttft::{NoTtft, Placed, Times, TtftEstimates};
 
 /// What was found of a log.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -92,12 +94,14 @@ pub struct Comparison {
     /// When the latest event was; `None` where the log cannot be followed.
     latest: Option<Timestamp>,
     followed_ns: u64,
+    times: Times,
 }
 
 impl Comparison {
     /// A comparison of what a log holds with what these policies would have decided.
     pub fn new(policies: &[PolicyConfig]) -> Self {
-        let column = |policy| Column { policy, replay: None, tally: Tally::default() };
+        let column =
+            |policy| Column { policy, replay: None, tally: Tally::default(), placed: Vec::new() };
         Self {
             summary: LogSummary::default(),
             recorded: column(None),
@@ -105,6 +109,7 @@ impl Comparison {
             names: BTreeMap::new(),
             latest: None,
             followed_ns: 0,
+            times: Times::default(),
         }
     }
 
@@ -149,8 +154,18 @@ impl Comparison {
         self.others.iter().map(|column| column.tally.figures(self.followed_ns)).collect()
     }
 
+    /// What the policies would have led to, as far as the log can tell.
+    ///
+    /// # Errors
+    /// [`NoTtft`] if it cannot.
+    pub fn ttft(&self) -> Result<TtftEstimates, NoTtft> {
+        let others = self.others.iter().map(|column| column.placed.as_slice());
+        self.times.estimate(&self.recorded.placed, others)
+    }
+
     fn start(&mut self, at: Timestamp, start: &Start) -> Result<(), ReplayError> {
         self.summary.starts += 1;
+        self.times.start();
         self.latest = Some(at);
         self.names.clear();
         for column in std::iter::once(&mut self.recorded).chain(&mut self.others) {
@@ -177,6 +192,7 @@ impl Comparison {
         for column in &mut self.others {
             column.apply(entry.at, event, &self.names)?;
         }
+        self.times.add(entry.at, event);
         if let Event::Route(route) = event {
             let Route { request, decision, .. } = &**route;
             if *decision != replayed && self.summary.first_difference.is_none() {
@@ -204,6 +220,8 @@ struct Column {
     /// `None` before the first start.
     replay: Option<Replay>,
     tally: Tally,
+    /// Where each request went; `None` where no instance could be chosen.
+    placed: Vec<Option<Placed>>,
 }
 
 impl Column {
@@ -215,8 +233,11 @@ impl Column {
     ) -> Result<Option<Decision>, ReplayError> {
         let Some(replay) = &mut self.replay else { return Err(ReplayError::NoInput) };
         let decision = replay.apply(at, event)?;
-        if let (Event::Route(route), Some(decision)) = (event, decision) {
-            self.tally.decided(route, decision, names);
+        if let Event::Route(route) = event {
+            self.placed.push(decision.map(|decision| Placed::new(route, &decision)));
+            if let Some(decision) = decision {
+                self.tally.decided(route, decision, names);
+            }
         }
         Ok(decision)
     }

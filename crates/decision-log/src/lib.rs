@@ -2,7 +2,8 @@
 //!
 //! A routing decision is a pure function of the calls made to the router before it. The log holds these calls in
 //! order ([`Event`]), so the decisions can be made again ([`Replay`]): under the policy that made them, to see that
-//! the log is whole, and under another one, to see what it would have decided ([`Comparison`]).
+//! the log is whole, and under another one, to see what it would have decided ([`Comparison`]) and, by estimate, what
+//! times to first token that would have led to ([`TtftEstimates`]).
 //!
 //! The crate is *not* told how a log comes about: it opens no file and owns no thread. The gateway writes logs
 //! ([`LogWriter`]) and the command line reads them ([`LogReader`]).
@@ -37,6 +38,7 @@ mod prompts;
 mod reader;
 mod receipt;
 mod replay;
+mod ttft;
 mod writer;
 
 #[cfg(test)]
@@ -47,4 +49,8 @@ pub use event::{Decision, Event, FORMAT, LoggedRequest, Route, Start};
 pub use reader::{Entry, LogReader, ReadError};
 pub use receipt::{Receipt, ReceiptCandidate, RequestFacts};
 pub use replay::{Replay, ReplayError};
+pub use ttft::{
+    EXPLAINED_SHARE_MIN, EXTRAPOLATED_SHARE_MAX, MEAN_ERROR_MAX, NoTtft, PolicyTtft, REQUESTS_MIN,
+    TtftEstimates, TtftModel,
+};
 pub use writer::LogWriter;

@@ -13,7 +13,7 @@ use crate::{
 const A: InstanceId = InstanceId(0);
 const B: InstanceId = InstanceId(1);
 
-fn policy(text: &str) -> PolicyConfig {
+pub(crate) fn policy(text: &str) -> PolicyConfig {
     text.parse().unwrap()
 }
 
@@ -113,7 +113,7 @@ fn read(text: &str) -> Result<Vec<Entry>, ReadError> {
     LogReader::new(text.as_bytes()).collect()
 }
 
-fn compared(entries: &[Entry], policies: &[PolicyConfig]) -> Comparison {
+pub(crate) fn compared(entries: &[Entry], policies: &[PolicyConfig]) -> Comparison {
     let mut comparison = Comparison::new(policies);
     for entry in entries {
         comparison.add(entry).unwrap();

@@ -15,6 +15,7 @@ mod faults;
 mod inspect;
 mod kv_events;
 mod process;
+mod replay;
 mod serve;
 mod simulate;
 mod validate;
