@@ -1,5 +1,7 @@
 //! Estimates beside what is worked out by hand, and beside what simulated clusters do under the other policy.
 
+#![expect(clippy::float_cmp, reason = "what is compared is exact")]
+
 use kvroute_policy::{BlockNames, PolicyConfig};
 use kvroute_profile::LatencyProfile;
 use kvroute_sim::{SimConfig, simulate};
@@ -28,6 +30,7 @@ fn times(requests: &[(f64, f64, f64)]) -> Times {
     Times { requests: requests.iter().map(of).collect(), ..Times::default() }
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "that is what a list of places holds")]
 fn placed(instance: InstanceId, uncached_tokens: u32) -> Option<Placed> {
     Some(Placed { instance, uncached_tokens, has_directory: true })
 }
