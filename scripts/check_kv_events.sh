@@ -15,6 +15,8 @@ python3 -m venv "$work/venv"
 "$work/venv/bin/pip" install --quiet pyzmq==27.1.0 msgpack==1.1.2
 
 for algo in sha256 sha256_cbor; do
+  # Not what the mock before this one wrote.
+  rm -f "$work/endpoints"
   "$kvroute" mock --port 0 --profile cpu-tiny --time-scale 100 --kv-events --kv-events-topic kv@0 \
     --prefix-caching-hash-algo "$algo" >"$work/endpoints" &
   mock=$!
