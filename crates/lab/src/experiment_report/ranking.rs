@@ -2,7 +2,7 @@
 
 use super::Drawn;
 use super::axis::Axis;
-use super::canvas::{Anchor, Canvas, GRID, Look, WIDTH};
+use super::canvas::{Anchor, CHARACTER, Canvas, GRID, Look, WIDTH};
 use super::groups::{Grid, GridCell, Quantity, Scene};
 use super::losses::BLIND;
 use super::tables::{Datum, Heading, Kind, Table, csv_text};
@@ -99,15 +99,23 @@ impl Ranking {
         let place = |share: f64| LEFT + (RIGHT - LEFT) * axis.at(share);
         let top = canvas.height + 8.0;
         let bottom = top + ROW * self.policies.len() as f64;
+        let mut free = 0.0;
         for (share, label) in &axis.ticks {
-            canvas.rule(GRID, (place(*share), top), (place(*share), bottom));
-            let anchor = if *share > 0.0 { Anchor::Middle } else { Anchor::Start };
-            canvas.text(place(*share), bottom + 14.0, anchor, label);
+            let x = place(*share);
+            canvas.rule(GRID, (x, top), (x, bottom));
+            let width = CHARACTER * label.chars().count() as f64;
+            let (anchor, left) =
+                if *share > 0.0 { (Anchor::Middle, x - width / 2.0) } else { (Anchor::Start, x) };
+            // Where ratios are large, small ones stand close together: the line is enough.
+            if left >= free {
+                canvas.text(x, bottom + 14.0, anchor, label);
+                free = left + width;
+            }
         }
         canvas.text(f64::midpoint(LEFT, RIGHT), bottom + 30.0, Anchor::Middle, &axis.name);
         for (row, (label, over)) in self.policies.iter().enumerate() {
             let y = top + ROW * row as f64;
-            canvas.text(LEFT, y + 12.0, Anchor::Start, &shortened(label, 44));
+            canvas.text(LEFT, y + 12.0, Anchor::Start, &shortened(label, 40));
             let strip = y + 17.0;
             for share in over.shares() {
                 canvas.bar(STROKES, 0.45, (place(share) - 0.8, strip), (1.6, STRIP));
