@@ -18,7 +18,9 @@
 //! root does not). The second is what others pay for the tokens that this instance would have to compute: nothing on an
 //! idle fleet, steeply more on a busy one. Where all instances would compute the same, it is a constant and the queue
 //! decides; where one holds the prompt, the busier the fleet, the longer a queue is borne for it. When one instance gets
-//! everything, its queue grows faster than `b`, which is a mean over the fleet: so it does not stay so.
+//! everything, its queue of prefills grows faster than `b`, which is a mean over the fleet, so it does not stay so; but a
+//! document that is cached and asked for by more than one instance's share of all requests fills the batch and not that
+//! queue, and what fills it raises `b`: with eight instances above capacity that collapsed once (`docs/arena.md`).
 //!
 //! Why the session's last place. A directory of routed prompts does not know answers, and a second turn's prompt is
 //! the first one's and its answer: on the first turn's instance the answer is cached, and by the directory all
