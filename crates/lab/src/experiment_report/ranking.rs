@@ -89,8 +89,9 @@ impl Ranking {
         let axis = Axis::excess("P95 TTFT above the best policy of the scene", all);
         let mut canvas = Canvas::new("Every scene of every policy");
         canvas.note(
-        "A thin stroke is a scene, the tall one the geometric mean, named with the worst. From 5 % on, equal steps are equal ratios.",
-    );
+            "A thin stroke is a scene, the tall one the geometric mean, named with the worst. From 5 % on, equal steps \
+             are equal ratios.",
+        );
         if self.has_oracle {
             canvas.note(
                 "The oracle is no policy; where it is below the best one, it stands at best.",

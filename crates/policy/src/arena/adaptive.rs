@@ -24,9 +24,8 @@
 //!
 //! Why the session's last place. A directory of routed prompts does not know answers, and a second turn's prompt is
 //! the first one's and its answer: on the first turn's instance the answer is cached, and by the directory all
-//! instances that hold the system prompt look the same. Following it there is worth 10 % of P95 TTFT on chat, and more
-//! where caches are full, as a conversation that moves is held twice. The cap is for long prompts, whose new tokens are not
-//! answers.
+//! instances that hold the system prompt look the same. So conversations wandered, and one that moves is held twice,
+//! which costs most where caches are full. The cap is for long prompts, whose new tokens are not answers.
 //!
 //! It takes all instances for equally fast, and beliefs for facts. Learning each instance's time per token from first
 //! tokens was tried in three ways (least squares, the same with relative errors, a running quartile) and left out: near
