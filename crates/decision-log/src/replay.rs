@@ -104,12 +104,12 @@ impl Replay {
             Event::FirstToken { request } => {
                 let ticket = self.tickets.get(request);
                 let ticket = ticket.ok_or(ReplayError::NotInFlight { request: *request })?;
-                self.router.first_token(ticket);
+                self.router.first_token(at, ticket);
             }
             Event::End { request } => {
                 let ticket = self.tickets.remove(request);
                 let ticket = ticket.ok_or(ReplayError::NotInFlight { request: *request })?;
-                self.router.end(ticket);
+                self.router.end(at, ticket);
             }
         }
         Ok(None)

@@ -38,6 +38,7 @@ fn table(len: usize) -> Vec<Candidate> {
             // In balance by every rule's measure: the branch that looks at matches is the longer one.
             in_flight: 30 + below(8, 3 * i + 1),
             in_flight_uncached_tokens: u64::from(below(65_536, 3 * i)),
+            prefill_left: u64::from(below(65_536, 3 * i)),
             in_flight_prompt_tokens: 65_536 + u64::from(below(262_144, 3 * i + 1)),
             in_flight_decoding: below(32, 3 * i + 1),
             in_flight_decoding_tokens: 65_536,

@@ -61,6 +61,10 @@ pub struct Candidate {
     pub in_flight_decoding: u32,
     /// Prompt tokens of the requests in `in_flight_decoding`.
     pub in_flight_decoding_tokens: u64,
+    /// Prefill work ([`prefill_work`]) of requests in flight there that have shown no first token yet, less what the first of
+    /// them has presumably got through: by the time it has had and a rate learnt from earlier ones.
+    /// Filled for a decision, and only for policies that ask ([`Needs::prefill_left`]), else 0.
+    pub prefill_left: u64,
     /// Leading blocks of this prompt that the cache directory believes the instance holds.
     /// Filled only for policies that ask ([`Needs::index`]), else 0.
     pub matched_blocks: u32,
@@ -91,6 +95,7 @@ impl Candidate {
             in_flight_prompt_tokens: 0,
             in_flight_decoding: 0,
             in_flight_decoding_tokens: 0,
+            prefill_left: 0,
             matched_blocks: 0,
             matched_tokens: 0,
             is_last_for_prefix: false,
@@ -113,6 +118,19 @@ impl Candidate {
     }
 }
 
+/// Position in a prompt at which a token's attention to what is before it costs as much as all else of the token.
+///
+/// `P / (2 L d)` for a model of `P` parameters, `L` layers and width `d`: 31,000 for Llama 3.1 8B, 35,000 for Qwen2.5 7B, 49,000
+/// for Qwen2.5 32B, 53,000 for Llama 3.1 70B.
+const ATTENTION_TOKENS: u64 = 32_768;
+
+/// Work of computing a prompt's last `uncached_tokens` behind `cached_tokens` that need not be computed, in tokens at the
+/// beginning of a prompt: a token at position `c` counts `1 + c / 32,768`, as it attends to all before it.
+pub fn prefill_work(uncached_tokens: u32, cached_tokens: u32) -> u64 {
+    let (uncached, cached) = (u64::from(uncached_tokens), u64::from(cached_tokens));
+    uncached + uncached * (2 * cached + uncached) / (2 * ATTENTION_TOKENS)
+}
+
 /// Which figure "load" means.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -132,6 +150,8 @@ pub enum LoadSignal {
 pub struct Needs {
     /// `matched_blocks`, `matched_tokens`, `is_last_for_prefix`, `is_last_for_session`.
     pub index: bool,
+    /// `prefill_left`.
+    pub prefill_left: bool,
     /// `load`: waiting, running.
     pub load: bool,
     /// `load.kv_cache_usage` (costly to read in the simulator: it changes at every decode step).

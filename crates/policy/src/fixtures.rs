@@ -2,7 +2,7 @@
 
 use kvroute_types::{BlockHash, InstanceId, LoadSnapshot, RequestId, Timestamp, TokenCount};
 
-use crate::{BlockNames, Candidate, Decision, Policy, Reason, RequestView, Scores};
+use crate::{BlockNames, Candidate, Decision, Policy, Reason, RequestView, Scores, prefill_work};
 
 /// Position and reason of a decision.
 pub(crate) type Choice = (usize, Reason);
@@ -101,6 +101,8 @@ pub(crate) fn burst(
         chosen.unseen_in_flight += 1;
         chosen.in_flight_prompt_tokens += tokens;
         chosen.in_flight_uncached_tokens += tokens - u64::from(chosen.matched_tokens);
+        let uncached = request.prompt_tokens.0 - chosen.matched_tokens;
+        chosen.prefill_left += prefill_work(uncached, chosen.matched_tokens);
         chosen.matched_blocks = u32::try_from(request.prompt_blocks.len()).unwrap();
         chosen.matched_tokens = 16 * chosen.matched_blocks;
         chosen.last_chosen = turn;

@@ -47,6 +47,7 @@ mod sessions;
 
 pub use api::{
     BlockNames, Candidate, Decision, Event, LoadSignal, Needs, Policy, Reason, RequestView, Scores,
+    prefill_work,
 };
 pub use config::{InvalidPolicy, Parameter, ParsePolicyError, PolicyDescription, UnknownPolicy};
 pub use home::HashRule;

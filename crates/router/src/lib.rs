@@ -11,6 +11,7 @@ mod channel;
 mod config;
 mod directory;
 mod in_flight;
+mod prefill;
 mod receipt;
 mod router;
 

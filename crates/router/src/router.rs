@@ -5,13 +5,16 @@ use std::io::{self, Read, Write};
 use std::time::Duration;
 
 use kvroute_cache_index::{ConfigError, ExactIndex, SnapshotError};
-use kvroute_policy::{BlockNames, Candidate, Decision, Event, Needs, Policy, RequestView, Scores};
+use kvroute_policy::{
+    BlockNames, Candidate, Decision, Event, Needs, Policy, RequestView, Scores, prefill_work,
+};
 use kvroute_types::{InstanceId, LoadSnapshot, Timestamp, TokenCount, mix64};
 
 use crate::channel::{Channel, Refresh};
 use crate::config::{DirectorySource, InvalidRouterConfig, RouterConfig};
 use crate::directory::{CacheNews, Directory};
 use crate::in_flight::{Flight, Flights, Ticket};
+use crate::prefill::{PrefillLine, PrefillRate};
 use crate::receipt::{RouteReceipt, ScoredInstance};
 
 /// Marks an id that is not in the table.
@@ -42,6 +45,7 @@ pub struct Router {
     decision_log_hash: u64,
     /// Sum of the in-flight counts and of their squares.
     in_flight_sums: (u64, u64),
+    prefill_rate: PrefillRate,
 }
 
 /// What the router keeps of an instance beside what the policy sees.
@@ -51,6 +55,8 @@ struct Instance {
     unseen: VecDeque<(u32, u32)>,
     /// Live flights among them.
     unseen_count: u32,
+    /// Prompts sent there whose first token was not seen.
+    prefills: PrefillLine,
     /// When the latest reading took effect.
     read: Timestamp,
 }
@@ -113,6 +119,7 @@ impl Router {
             decisions: 0,
             decision_log_hash: 0,
             in_flight_sums: (0, 0),
+            prefill_rate: PrefillRate::default(),
             policy,
             config,
         })
@@ -327,6 +334,7 @@ impl Router {
         for &id in &restored {
             self.set_eligible(id, false);
         }
+        self.fill_prefill_left(now);
         self.scores.clear();
         let decision = self.policy.choose(now, request, &self.candidates, &mut self.scores);
         for &id in &restored {
@@ -341,13 +349,17 @@ impl Router {
     }
 
     /// The request's first output token was seen: its prefill is done. Saying so again changes nothing.
-    pub fn first_token(&mut self, ticket: &Ticket) {
+    pub fn first_token(&mut self, now: Timestamp, ticket: &Ticket) {
         let flight = self.flights.get_mut(ticket.slot);
         if std::mem::replace(&mut flight.is_decoding, true) {
             return;
         }
-        let Flight { instance, prompt_tokens, uncached_tokens, .. } = *flight;
+        let Flight { instance, prompt_tokens, uncached_tokens, generation, .. } = *flight;
         let Some(at) = self.position(instance) else { return };
+        let prefilled = self.instances[at].prefills.first_token(now, (ticket.slot, generation));
+        if let Some((work, taken_s)) = prefilled {
+            self.prefill_rate.learn(work, taken_s);
+        }
         let candidate = &mut self.candidates[at];
         candidate.in_flight_uncached_tokens -= u64::from(uncached_tokens);
         candidate.in_flight_decoding += 1;
@@ -355,7 +367,8 @@ impl Router {
     }
 
     /// The request ended, however it ended.
-    pub fn end(&mut self, ticket: Ticket) {
+    pub fn end(&mut self, now: Timestamp, ticket: Ticket) {
+        let slot = ticket.slot;
         let flight = self.flights.remove(ticket);
         let Some(at) = self.position(flight.instance) else { return };
         let candidate = &mut self.candidates[at];
@@ -370,6 +383,7 @@ impl Router {
             candidate.in_flight_decoding_tokens -= prompt_tokens;
         } else {
             candidate.in_flight_uncached_tokens -= u64::from(flight.uncached_tokens);
+            self.instances[at].prefills.remove(now, (slot, flight.generation));
         }
         self.instances[at].unseen_count -= u32::from(flight.is_unseen);
         self.unseen_changed(at);
@@ -412,6 +426,16 @@ impl Router {
         }
         self.candidates[position].load = Some(reading);
         self.unseen_changed(position);
+    }
+
+    /// Says of each instance what it has presumably left to prefill.
+    fn fill_prefill_left(&mut self, now: Timestamp) {
+        if self.needs.prefill_left {
+            let rate = self.prefill_rate.get();
+            for (candidate, beside) in self.candidates.iter_mut().zip(&self.instances) {
+                candidate.prefill_left = beside.prefills.left(now, rate);
+            }
+        }
     }
 
     fn fill_matches(&mut self, now: Timestamp, request: &RequestView<'_>) {
@@ -490,6 +514,8 @@ impl Router {
         }
         beside.unseen.push_back((slot, self.flights.generation(slot)));
         beside.unseen_count += 1;
+        let work = prefill_work(uncached_tokens, predicted);
+        beside.prefills.push(now, (slot, self.flights.generation(slot)), work);
         let candidate = &mut self.candidates[position];
         self.in_flight_sums.0 += 1;
         self.in_flight_sums.1 += 2 * u64::from(candidate.in_flight) + 1;

@@ -74,7 +74,7 @@ fn what_instances_tell_is_predicted_and_nothing_else() {
     let predicted = |router: &mut Router, now| {
         let Routed { ticket, instance, predicted_cached_tokens, .. } =
             route(router, at(now), 0, &blocks);
-        router.end(ticket);
+        router.end(at(9.0), ticket);
         (instance, predicted_cached_tokens.unwrap().0)
     };
     assert_eq!(predicted(&mut router, 0.0).1, 0);
@@ -117,7 +117,7 @@ fn an_instance_that_is_not_believed_is_judged_by_what_was_routed_there() {
     let both = |router: &mut Router, s| {
         let Routed { ticket, instance, predicted_cached_tokens, told_cached_tokens, .. } =
             route(router, at(s), 0, &blocks);
-        router.end(ticket);
+        router.end(at(9.0), ticket);
         (instance, predicted_cached_tokens.unwrap().0, told_cached_tokens.unwrap().0)
     };
     router.observe_cache(at(0.0), B, stored(&blocks[..6]));
@@ -155,7 +155,7 @@ fn text_is_not_looked_up_among_what_instances_tell() {
         "by what was routed, in its own size"
     );
     for ticket in [first.ticket, second.ticket] {
-        router.end(ticket);
+        router.end(at(9.0), ticket);
     }
 }
 
@@ -167,7 +167,7 @@ fn a_loss_takes_what_was_told_and_a_reset_all() {
     let predicted = |router: &mut Router, now, blocks: &[BlockHash], block_names| {
         let view = RequestView { block_names, ..view(0, blocks) };
         let Routed { ticket, predicted_cached_tokens, .. } = router.route(at(now), &view).unwrap();
-        router.end(ticket);
+        router.end(at(9.0), ticket);
         predicted_cached_tokens.unwrap().0
     };
     router.observe_cache(at(0.0), A, stored(&told));
@@ -200,7 +200,7 @@ fn what_was_told_outlives_the_router() {
     assert_eq!(second.told().unwrap().len_blocks(B), 10);
     let routed = route(&mut second, at(1.0), 0, &blocks);
     assert_eq!((routed.instance, routed.predicted_cached_tokens.unwrap().0), (B, 160));
-    second.end(routed.ticket);
+    second.end(at(9.0), routed.ticket);
 }
 
 #[test]
@@ -218,7 +218,7 @@ fn what_was_routed_is_predicted_and_followed() {
     let blocks = prompt(1, 10);
     let first = route(&mut router, at(0.0), 0, &blocks);
     assert_eq!(first.predicted_cached_tokens, Some(TokenCount(0)));
-    router.end(first.ticket);
+    router.end(at(9.0), first.ticket);
     let second = route(&mut router, at(1.0), 1, &blocks);
     assert_eq!((second.instance, second.reason), (first.instance, Reason::CacheScore));
     assert_eq!(second.predicted_cached_tokens, Some(TokenCount(160)));
@@ -234,15 +234,44 @@ fn what_was_routed_is_predicted_and_followed() {
     assert_eq!(router.candidates()[second.instance.index()].matched_tokens, 160);
     assert_eq!(books(&router), [5, 165, 0, 0]);
     for _ in 0..2 {
-        router.first_token(&second.ticket);
+        router.first_token(at(1.5), &second.ticket);
         assert_eq!(books(&router), [0, 165, 1, 165], "a second first token is none");
     }
     let third = route(&mut router, at(2.0), 2, &blocks);
     assert_eq!((third.instance, books(&router)), (second.instance, [5, 330, 1, 165]));
-    router.end(third.ticket);
+    router.end(at(9.0), third.ticket);
     assert_eq!(books(&router), [0, 165, 1, 165]);
-    router.end(second.ticket);
+    router.end(at(9.0), second.ticket);
     assert_eq!(router.in_flight(), 0);
+}
+
+#[test]
+fn what_is_left_to_prefill_is_told_to_policies_that_ask() {
+    let left = |policy| {
+        let mut router = router(policy, RouterConfig::default());
+        router.set_eligible(B, false);
+        let long = |id| RequestView { prompt_tokens: TokenCount(1000), ..view(id, &[]) };
+        let first = router.route(at(0.0), &long(0)).unwrap();
+        let second = router.route(at(0.0), &long(1)).unwrap();
+        // 1,000 tokens and their attention are 1,015 of work.
+        let mut seen = vec![router.candidates()[0].prefill_left];
+        router.first_token(at(1.0), &first.ticket);
+        let third = router.route(at(1.4), &long(2)).unwrap();
+        seen.push(router.candidates()[0].prefill_left);
+        router.end(at(1.5), second.ticket);
+        let fourth = router.route(at(1.7), &long(3)).unwrap();
+        seen.push(router.candidates()[0].prefill_left);
+        for ticket in [first.ticket, third.ticket, fourth.ticket] {
+            router.end(at(2.0), ticket);
+        }
+        let fifth = router.route(at(2.0), &long(4)).unwrap();
+        seen.push(router.candidates()[0].prefill_left);
+        router.end(at(3.0), fifth.ticket);
+        seen
+    };
+    // 1,015 a second: 406 of the second's are done at 1.4 s, and 203 of the third's at 1.7 s.
+    assert_eq!(left("adaptive"), [1015, 609, 812, 0]);
+    assert_eq!(left("jsq"), [0, 0, 0, 0]);
 }
 
 #[test]
@@ -253,8 +282,8 @@ fn the_whole_prompt_is_never_predicted_cached() {
     let first = router.route(at(0.0), &whole).unwrap();
     let second = router.route(at(0.0), &whole).unwrap();
     assert_eq!(second.predicted_cached_tokens, Some(TokenCount(48)));
-    router.end(first.ticket);
-    router.end(second.ticket);
+    router.end(at(9.0), first.ticket);
+    router.end(at(9.0), second.ticket);
 }
 
 #[test]
@@ -267,10 +296,10 @@ fn a_directory_behind_its_refresh_does_not_know_yet() {
         let known_at = (1..100).map(f64::from).find(|&s| {
             let again = route(&mut router, at(s), 1, &blocks);
             let tokens = again.predicted_cached_tokens;
-            router.end(again.ticket);
+            router.end(at(9.0), again.ticket);
             tokens == Some(TokenCount(160))
         });
-        router.end(first.ticket);
+        router.end(at(9.0), first.ticket);
         known_at
     };
     assert_eq!(stale(Refresh::RealTime, 0.0, 0.0), Some(1.0));
@@ -287,7 +316,7 @@ fn an_expired_directory_entry_no_longer_counts() {
     let blocks = prompt(1, 10);
     let mut predicted = |s| {
         let Routed { ticket, predicted_cached_tokens, .. } = route(&mut router, at(s), 0, &blocks);
-        router.end(ticket);
+        router.end(at(9.0), ticket);
         predicted_cached_tokens.unwrap().0
     };
     assert_eq!(
@@ -309,11 +338,11 @@ fn a_reading_replaces_what_it_counts_and_keeps_what_it_cannot() {
     let a = &router.candidates()[0];
     assert_eq!((a.in_flight, a.unseen_in_flight), (2, 1));
     // The early one ends, which the reading cannot know; the unseen one ends, which we do.
-    router.end(early.ticket);
+    router.end(at(9.0), early.ticket);
     assert_eq!(router.candidates()[0].unseen_in_flight, 1);
-    router.end(later.ticket);
+    router.end(at(9.0), later.ticket);
     assert_eq!(router.candidates()[0].unseen_in_flight, 0);
-    router.end(late.ticket);
+    router.end(at(9.0), late.ticket);
 }
 
 #[test]
@@ -350,7 +379,7 @@ fn another_try_avoids_the_failed_instance_only_once() {
     assert_eq!(retried.instance, B);
     assert!(router.route_except(at(0.0), &request, &[A, B]).is_none());
     assert_eq!(router.route(at(0.0), &request).unwrap().instance, A);
-    router.end(retried.ticket);
+    router.end(at(9.0), retried.ticket);
 }
 
 #[test]
@@ -363,7 +392,7 @@ fn membership_changes_keep_the_books_straight() {
     router.remove_instance(A);
     assert_eq!(router.candidates().len(), 1);
     assert!(router.in_flight_cov().is_some());
-    router.end(on_a.ticket);
+    router.end(at(9.0), on_a.ticket);
     router.add_instance(InstanceId(5));
     router.set_eligible(B, false);
     let moved = route(&mut router, at(1.0), 2, &blocks);
@@ -371,8 +400,8 @@ fn membership_changes_keep_the_books_straight() {
         (moved.instance, moved.predicted_cached_tokens),
         (InstanceId(5), Some(TokenCount(0)))
     );
-    router.end(moved.ticket);
-    router.end(on_b.ticket);
+    router.end(at(9.0), moved.ticket);
+    router.end(at(9.0), on_b.ticket);
     assert_eq!((router.in_flight(), router.in_flight_cov()), (0, None));
 }
 
@@ -382,10 +411,10 @@ fn a_restarted_instance_holds_nothing() {
     let blocks = prompt(1, 10);
     let first = route(&mut router, at(0.0), 0, &blocks);
     router.instance_restarted(first.instance);
-    router.end(first.ticket);
+    router.end(at(9.0), first.ticket);
     let again = route(&mut router, at(1.0), 1, &blocks);
     assert_eq!(again.predicted_cached_tokens, Some(TokenCount(0)));
-    router.end(again.ticket);
+    router.end(at(9.0), again.ticket);
 }
 
 #[test]
@@ -407,7 +436,7 @@ fn the_receipt_shows_every_score_and_the_age_of_every_signal() {
     // 0.5 * 1 - 0.5 * 4/4 against nothing at all: level, so the less loaded one.
     assert_eq!(receipt.candidates.iter().map(|c| c.score).collect::<Vec<_>>(), [Some(0.0); 2]);
     assert_eq!((receipt.instance, receipt.reason), (B, Reason::LoadScore));
-    router.end(first.ticket);
+    router.end(at(9.0), first.ticket);
 }
 
 #[test]
@@ -479,15 +508,15 @@ fn traffic(
         decisions.push((went.instance, went.predicted_cached_tokens));
         tickets.push_back(went.ticket);
         if let Some(ticket) = tickets.get(3) {
-            router.first_token(ticket);
+            router.first_token(now, ticket);
         }
         if tickets.len() > 4 + number as usize % 5 {
-            router.end(tickets.pop_front().unwrap());
+            router.end(now, tickets.pop_front().unwrap());
         }
     }
     assert_eq!(router.in_flight(), tickets.len());
     for ticket in tickets {
-        router.end(ticket);
+        router.end(at(9.0), ticket);
     }
     assert_eq!((router.in_flight(), router.in_flight_cov()), (0, None));
     decisions
@@ -525,7 +554,7 @@ fn the_directory_follows_the_policy() {
     let blocks = prompt(1, 10);
     let predicted = |router: &mut Router, s| {
         let went = route(router, at(s), 0, &blocks);
-        router.end(went.ticket);
+        router.end(at(9.0), went.ticket);
         went.predicted_cached_tokens
     };
     assert_eq!((predicted(&mut router, 0.0), router.keeps_index()), (None, false));
@@ -573,7 +602,7 @@ fn a_new_policy_hears_of_the_table() {
     let (told, tables) = mpsc::channel();
     router.set_policy(Box::new(Listener(told)));
     assert_eq!(tables.try_iter().collect::<Vec<_>>(), [[(A, 1), (B, 0)]]);
-    router.end(first.ticket);
+    router.end(at(9.0), first.ticket);
 }
 
 proptest! {
@@ -600,8 +629,8 @@ proptest! {
                     prop_assert_eq!(routed.is_none(), router.candidates().iter().all(|c| !c.eligible));
                     tickets.extend(routed.map(|routed| routed.ticket));
                 }
-                3 if !tickets.is_empty() => router.end(tickets.swap_remove(pick as usize % tickets.len())),
-                4 if !tickets.is_empty() => router.first_token(&tickets[pick as usize % tickets.len()]),
+                3 if !tickets.is_empty() => router.end(now, tickets.swap_remove(pick as usize % tickets.len())),
+                4 if !tickets.is_empty() => router.first_token(now, &tickets[pick as usize % tickets.len()]),
                 5 => router.observe_load(now, id, load(u32::from(pick % 3), 1, now)),
                 6 => router.set_eligible(id, pick & 16 == 0),
                 7 if pick & 8 == 0 => router.add_instance(InstanceId(2 + number)),
@@ -623,7 +652,7 @@ proptest! {
             }
         }
         for ticket in tickets {
-            router.end(ticket);
+            router.end(at(9.0), ticket);
         }
         prop_assert_eq!(router.in_flight(), 0);
         prop_assert_eq!(router.in_flight_cov(), None);

@@ -567,7 +567,7 @@ impl<'a> Cluster<'a> {
                 live.first_token = Some(now);
                 live.cached_tokens = cached_tokens;
                 if live.router == self.routers.number {
-                    self.routers.current.first_token(&live.ticket);
+                    self.routers.current.first_token(now, &live.ticket);
                 }
             }
             Response::End(finished) => self.finish(now, &finished),
@@ -583,7 +583,7 @@ impl<'a> Cluster<'a> {
         let request = &self.workload.requests()[finished.id.index()];
         let live = self.live[finished.id.index()].take().expect("it ends once");
         if live.router == self.routers.number {
-            self.routers.current.end(live.ticket);
+            self.routers.current.end(now, live.ticket);
         }
         self.records.push(RequestRecord {
             id: request.id,

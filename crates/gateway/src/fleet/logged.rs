@@ -125,14 +125,16 @@ impl LoggedRouter {
     }
 
     pub(super) fn first_token(&mut self, ticket: &Ticket) {
-        self.router.first_token(ticket);
-        self.note(|| Event::FirstToken { request: ticket.request() });
+        let now = self.now();
+        self.router.first_token(now, ticket);
+        self.note_at(now, || Event::FirstToken { request: ticket.request() });
     }
 
     pub(super) fn end(&mut self, ticket: Ticket) {
         let request = ticket.request();
-        self.router.end(ticket);
-        self.note(|| Event::End { request });
+        let now = self.now();
+        self.router.end(now, ticket);
+        self.note_at(now, || Event::End { request });
     }
 
     /// Takes the log away: what happens from here on is not in it.
@@ -141,9 +143,17 @@ impl LoggedRouter {
     }
 
     /// Logs what just happened.
+    fn now(&self) -> Timestamp {
+        Timestamp::ZERO + self.started.elapsed()
+    }
+
     fn note(&mut self, event: impl FnOnce() -> Event) {
+        self.note_at(self.now(), event);
+    }
+
+    fn note_at(&mut self, now: Timestamp, event: impl FnOnce() -> Event) {
         if let Some(log) = &mut self.log {
-            log.append(Timestamp::ZERO + self.started.elapsed(), event());
+            log.append(now, event());
         }
     }
 }

@@ -70,6 +70,7 @@ fn described_signals_are_those_the_router_is_asked_for() {
             ]),
             "{config:?}"
         );
+        assert_eq!(needs.prefill_left, reads(&["prefill_left"]), "{config:?}");
         assert_eq!(needs.load, reads(&["waiting", "running"]), "{config:?}");
         assert_eq!(needs.kv_cache_usage, reads(&["kv_cache_usage"]), "{config:?}");
         assert_eq!(needs.true_ttft, reads(&["true_ttft"]), "{config:?}");

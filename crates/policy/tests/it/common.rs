@@ -115,6 +115,7 @@ pub(crate) fn any_candidate() -> impl Strategy<Value = Candidate> {
                     unseen_in_flight,
                     in_flight_uncached_tokens: uncached,
                     in_flight_prompt_tokens: uncached + rest,
+                    prefill_left: uncached,
                     in_flight_decoding: in_flight / 2,
                     in_flight_decoding_tokens: rest,
                     matched_blocks,
