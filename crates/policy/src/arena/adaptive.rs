@@ -1,26 +1,36 @@
 //! `adaptive`: the least delay to all; nothing to tune.
 //!
 //! ```text
-//! cost_i = (W_i + w_i + F) * sqrt(b_i + 1) + P * b^2 * w_i          in tokens
+//! cost_i = (L_i + S * w_i + F) * sqrt(b_i + 1) * max(1, (b_i + 1) / (2 (b + 1)))^2 + P * m^2 * w_i
 //! choice = argmin over eligible i of cost_i;   ties: least in flight, least recently chosen, least id
 //! ```
 //!
-//! * `w_i`: prompt tokens that the instance would compute: [`RequestView::prompt_tokens`] -
-//!   [`Candidate::matched_tokens`], and at the place of the session's last request the half of that, or
-//!   [`ANSWER_TOKENS`] less if that is more ([`Candidate::is_last_for_session`]); `W_i`: those queued there,
-//!   [`Candidate::in_flight_uncached_tokens`];
-//! * `b_i`: [`Candidate::in_flight`], `b`: its mean over the eligible instances;
+//! * `w_i`: work ([`prefill_work`], in tokens) of the part of the prompt that the instance would compute:
+//!   [`RequestView::prompt_tokens`] - [`Candidate::matched_tokens`], and at the place of the session's last request the half of
+//!   that, or [`ANSWER_TOKENS`] less if that is more ([`Candidate::is_last_for_session`]);
+//! * `L_i`: work that is presumably left to do there for requests before it, [`Candidate::prefill_left`];
+//! * `b_i`: [`Candidate::in_flight`]; `b`: its mean and `m` its least over the eligible instances;
 //! * `F`: what a first token costs beside its own prefill (the step in progress, a step's least time), [`FIXED_TOKENS`];
-//!   `P`: [`PRICE`].
+//!   `S`: [`OWN_SHARE`]; `P`: [`PRICE`].
 //!
 //! How it reads. The first term is the request's own time to first token on a machine that a batch of `b_i` slows down
 //! (LMetric multiplies by the batch itself, which on a busy fleet gives cached prefixes away too easily; the square
-//! root does not). The second is what others pay for the tokens that this instance would have to compute: nothing on an
-//! idle fleet, steeply more on a busy one. Where all instances would compute the same, it is a constant and the queue
-//! decides; where one holds the prompt, the busier the fleet, the longer a queue is borne for it. When one instance gets
-//! everything, its queue of prefills grows faster than `b`, which is a mean over the fleet, so it does not stay so; but a
-//! document that is cached and asked for by more than one instance's share of all requests fills the batch and not that
-//! queue, and what fills it raises `b`: with eight instances above capacity that collapsed once (`docs/arena.md`).
+//! root does not), with who is more than twice as full as the mean held back. The second is what others pay for the tokens that
+//! this instance would have to compute: nothing while any instance is idle, steeply more on a busy fleet. Where all instances would
+//! compute the same, it is a constant and the queue decides; where one holds the prompt, the busier the fleet, the longer a
+//! queue is borne for it.
+//!
+//! Why what is *left*. A long prompt takes seconds, and its first token is all that a router sees of it; a queue counted
+//! until then is up to a whole prompt too long. vLLM computes prompts in order, so the time that the first of
+//! them has had says how far it is ([`Candidate::prefill_left`] and the rate are the router's). And work, not tokens: at position 32,768 a token
+//! costs twice what it costs at the beginning, so that in tokens long conversations look shorter than they are.
+//!
+//! Why the least and not the mean of `b_i` sets the price, and why twice the mean counts. A document that is cached and asked for by more than one
+//! instance's share of all requests fills the batch there and not the queue of prefills. With a price by the mean, the holder
+//! raised the price of a second copy by being full, and eight instances above capacity collapsed.
+//!
+//! Why own work counts less than what is queued: who is queued behind a prefill waits for all of it, and so do those that come
+//! after; with equal weights, requests for a cached prompt waited behind prefills a little too often.
 //!
 //! Why the session's last place. A directory of routed prompts does not know answers, and a second turn's prompt is
 //! the first one's and its answer: on the first turn's instance the answer is cached, and by the directory all
@@ -31,10 +41,10 @@
 //! tokens was tried in three ways (least squares, the same with relative errors, a running quartile) and left out: near
 //! capacity, waits for a place in the batch are in those times and make whoever is full look slow, which gives
 //! its prefixes away; on equal instances each was slower than doing without. Unequal ones were not tried. The price
-//! of the M/G/1 queue's first policy iteration, `rho / (1 - rho) / mean(w) * (W_i w_i + w_i^2 / 2)` with a learned `rho`, was tried in
-//! its place: as good on documents, far worse on chat, where batches and not prefills are the limit.
+//! of the M/G/1 queue's first policy iteration, `rate of arrivals * (L_i w_i + w_i^2 / 2)` with a learnt rate, was tried in place of the
+//! price and beside it: worse on chat, where batches and not prefills are the limit, and on documents.
 //!
-//! Source: our own. The exponents, `P`, `F` and [`ANSWER_TOKENS`] are the results of a search over workloads of the arena
+//! Source: our own. The exponents, `S`, `P`, `F` and [`ANSWER_TOKENS`] are the results of a search over workloads of the arena
 //! (`docs/arena.md`), and not for users to set.
 
 use kvroute_types::Timestamp;
@@ -42,15 +52,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::choice::{Best, eligible, scored, uncached_tokens};
 use crate::config::Settings;
-use crate::{Candidate, Decision, LoadSignal, Needs, Policy, RequestView, Scores};
+use crate::{
+    Candidate, Decision, LoadSignal, Needs, Policy, RequestView, Scores, prefill_work,
+};
 
 /// What a first token costs beside its own prefill, in tokens: a step that loads the weights and computes next to
 /// nothing takes as long as 200 tokens on the profiles' GPUs.
 const FIXED_TOKENS: f64 = 200.0;
-/// Price of a token to compute, for each square of the mean of requests in flight.
+/// Weight of own work against what is queued.
+const OWN_SHARE: f64 = 0.7;
+/// Price of a token to compute, for each square of the requests in flight where there are fewest.
 const PRICE: f64 = 0.005;
+/// How many times as full as the mean an instance is before it is held back.
+const FULL: f64 = 2.0;
 /// Most tokens of a last answer that are taken for cached where they were computed.
-const ANSWER_TOKENS: f64 = 256.0;
+const ANSWER_TOKENS: u32 = 256;
 
 /// `adaptive` has no parameters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,7 +83,7 @@ impl Policy for Adaptive {
     }
 
     fn needs(&self) -> Needs {
-        Needs { index: true, ..Needs::default() }
+        Needs { index: true, prefill_left: true, ..Needs::default() }
     }
 
     /// O(N), in two passes. Scores are negated costs, in tokens.
@@ -78,20 +94,23 @@ impl Policy for Adaptive {
         candidates: &[Candidate],
         scores: &mut Scores,
     ) -> Option<Decision> {
-        let (mut n, mut in_flight) = (0_u32, 0_u64);
+        let (mut n, mut in_flight, mut least) = (0_u32, 0_u64, u32::MAX);
         for (_, candidate) in eligible(candidates) {
             n += 1;
             in_flight += u64::from(candidate.in_flight);
+            least = least.min(candidate.in_flight);
         }
-        let in_flight = in_flight as f64 / f64::from(n);
-        let price = PRICE * in_flight * in_flight;
+        let mean = in_flight as f64 / f64::from(n);
+        let price = PRICE * f64::from(least) * f64::from(least);
 
         let mut best = Best::new(LoadSignal::InFlight);
         for (position, candidate) in eligible(candidates) {
-            let own = own_tokens(request, candidate);
-            let queued = candidate.in_flight_uncached_tokens as f64;
+            let own = own_work(request, candidate) as f64;
+            let left = candidate.prefill_left as f64;
             let batch = f64::from(candidate.in_flight) + 1.0;
-            let cost = (queued + own + FIXED_TOKENS) * batch.sqrt() + price * own;
+            let full = (batch / (FULL * (mean + 1.0))).max(1.0);
+            let wait = (left + OWN_SHARE * own + FIXED_TOKENS) * batch.sqrt() * full * full;
+            let cost = wait + price * own;
             scores.record(candidate.id, 0.0 - cost);
             best.offer(0.0 - cost, position, candidate);
         }
@@ -100,11 +119,12 @@ impl Policy for Adaptive {
     }
 }
 
-/// Prompt tokens that the instance would compute, less what it presumably holds of the session's last answer.
-fn own_tokens(request: &RequestView<'_>, candidate: &Candidate) -> f64 {
-    let uncached = f64::from(uncached_tokens(request, candidate));
-    let answer = if candidate.is_last_for_session { uncached / 2.0 } else { 0.0 };
-    uncached - answer.min(ANSWER_TOKENS)
+/// Work of the prompt tokens that the instance would compute, less what it presumably holds of the session's last answer.
+fn own_work(request: &RequestView<'_>, candidate: &Candidate) -> u64 {
+    let uncached = uncached_tokens(request, candidate);
+    let answer = if candidate.is_last_for_session { uncached / 2 } else { 0 };
+    let own = uncached - answer.min(ANSWER_TOKENS);
+    prefill_work(own, request.prompt_tokens.0 - own)
 }
 
 impl Settings for AdaptiveConfig {
@@ -113,7 +133,7 @@ impl Settings for AdaptiveConfig {
     }
 
     fn summary(&self) -> &'static str {
-        "the least delay to all: queued and own prefill by the batch, and a price on tokens to compute that grows with the fleet's load; nothing to tune (ours)"
+        "the least delay to all: prefill that is left and own by the batch, and a price on tokens to compute that grows with the fleet's load; nothing to tune (ours)"
     }
 
     fn parameters(&self) -> &'static [(&'static str, &'static str)] {
@@ -121,7 +141,7 @@ impl Settings for AdaptiveConfig {
     }
 
     fn signals(&self) -> Vec<&'static str> {
-        vec!["matched_tokens", "is_last_for_session", "in_flight", "in_flight_uncached_tokens"]
+        vec!["matched_tokens", "is_last_for_session", "in_flight", "prefill_left"]
     }
 
     fn policy(&self, _seed: u64) -> Box<dyn Policy> {
@@ -139,46 +159,71 @@ mod tests {
 
     #[test]
     fn by_hand() {
-        let mut table = in_flight([3, 0], [10, 0]);
-        table[0].in_flight_uncached_tokens = 40;
-        // b = 1.5; price = 0.005 * 2.25 = 0.01125.
-        // (40 + 5 + 200) * sqrt(4) + 0.01125 * 5 = 490.05625;   165 + 200 + 0.01125 * 165 = 366.85625.
+        let mut table = in_flight([3, 1], [10, 0]);
+        table[0].prefill_left = 40;
+        // b = 2; 4 is not more than 2 (2 + 1); price = 0.005 * 1. Of 165 tokens 5 are left, and 165: their work is the same in whole tokens.
+        // (40 + 3.5 + 200) * sqrt(4) + 0.005 * 5 = 487.025;   (115.5 + 200) * sqrt(2) + 0.005 * 165 = 447.009...
         let (choice, scores) = choose_scored(&mut Adaptive, &ten_blocks(), &table);
-        assert_scores(&scores, &[(10, -490.056_25), (20, -366.856_25)]);
+        let second = 315.5 * 2.0_f64.sqrt() + 0.825;
+        assert_scores(&scores, &[(10, -487.025), (20, -second)]);
         assert_eq!(choice, Some((1, Reason::LoadScore)));
-        // 205 * 1.414 = 290 with one request there, and it is better to follow the cache.
-        table[0].in_flight = 1;
-        table[0].in_flight_uncached_tokens = 0;
+        // 203.5 * 2 = 407 without a queue, and it is better to follow the cache.
+        table[0].prefill_left = 0;
         let choice = choose(&mut Adaptive, &ten_blocks(), &table);
         assert_eq!(choice, Some((0, Reason::CacheScore)));
+    }
+
+    #[test]
+    fn who_is_twice_as_full_as_the_mean_is_held_back() {
+        // b = 4.5; 10 is less than 2 * 5.5. (0.7 * 5 + 200) * sqrt(10) = 643.5 is less than 2 * 315.5, nothing being priced.
+        let table = in_flight([9, 0], [10, 0]);
+        let (_, scores) = choose_scored(&mut Adaptive, &ten_blocks(), &table);
+        assert_scores(&scores, &[(10, -203.5 * 10.0_f64.sqrt()), (20, -315.5)]);
+        // Of four with b = 4: 17 of 2 * 5 is 1.7 times too much.
+        let table = in_flight([16, 0, 0, 0], [10, 0, 0, 0]);
+        let (_, scores) = choose_scored(&mut Adaptive, &ten_blocks(), &table);
+        assert!((scores[0].1 + 203.5 * 17.0_f64.sqrt() * 1.7 * 1.7).abs() < 1e-9, "{scores:?}");
+    }
+
+    #[test]
+    fn a_long_prompt_costs_more_than_its_tokens() {
+        // 32,768 tokens and their attention: 49,152; behind as many cached ones, 32,768 cost 81,920.
+        let mut table = in_flight([0, 0], [0, 0]);
+        let long = RequestView { prompt_tokens: TokenCount(32_768), ..ten_blocks() };
+        let (_, scores) = choose_scored(&mut Adaptive, &long, &table);
+        assert!((scores[0].1 + 0.7 * 49_152.0 + 200.0).abs() < 1e-9, "{scores:?}");
+        let longer = RequestView { prompt_tokens: TokenCount(65_536), ..ten_blocks() };
+        table[0].matched_tokens = 32_768;
+        let (_, scores) = choose_scored(&mut Adaptive, &longer, &table);
+        assert!((scores[0].1 + 0.7 * 81_920.0 + 200.0).abs() < 1e-9, "{scores:?}");
     }
 
     #[test]
     fn the_last_answer_is_half_of_what_is_not_known_there() {
         let mut table = in_flight([0, 0], [0, 0]);
         table[1].is_last_for_session = true;
-        // 165 + 200, and 165 / 2 + 200.
+        // 0.7 * 165 + 200, and 0.7 * 83 + 200: of 165 tokens 82 are the answer.
         let (choice, scores) = choose_scored(&mut Adaptive, &ten_blocks(), &table);
-        assert_scores(&scores, &[(10, -365.0), (20, -282.5)]);
+        assert_scores(&scores, &[(10, -315.5), (20, -258.1)]);
         assert_eq!(choice, Some((1, Reason::LoadScore)));
-        // Of 1,000 tokens no more than 256.
+        // Of 1,000 tokens no more than 256; attention adds 15 to 1,000, and 14 to the last 744 of them.
         let long = RequestView { prompt_tokens: TokenCount(1000), ..ten_blocks() };
         let (_, scores) = choose_scored(&mut Adaptive, &long, &table);
-        assert_scores(&scores, &[(10, -1200.0), (20, -944.0)]);
+        assert_scores(&scores, &[(10, -910.5), (20, -730.6)]);
     }
 
     #[test]
     fn a_busy_fleet_bears_a_longer_queue_for_a_cached_prompt() {
-        let choice = |in_flight_each: u32, queued: u64| {
+        let choice = |in_flight_each: u32, left: u64| {
             let mut table = in_flight([in_flight_each; 2], [10, 0]);
-            table[0].in_flight_uncached_tokens = queued;
+            table[0].prefill_left = left;
             choose(&mut Adaptive, &ten_blocks(), &table).unwrap().0
         };
-        // (300 + 205) * 1.414 + 0.005 * 5 > 365 * 1.414 + 0.005 * 165.
-        assert_eq!(choice(1, 300), 1);
-        // With 40 each, price 8: 505 * 6.4 + 8 * 5 = 3,274 < 365 * 6.4 + 8 * 165 = 3,657; 905 * 6.4 + 40 = 5,835.
-        assert_eq!(choice(40, 300), 0);
-        assert_eq!(choice(40, 700), 1);
+        // (200 + 203.5) * 1.414 + 0.005 * 5 > 315.5 * 1.414 + 0.005 * 165.
+        assert_eq!(choice(1, 200), 1);
+        // With 40 each, price 8: 403.5 * 6.4 + 8 * 5 = 2,624 < 315.5 * 6.4 + 8 * 165 = 3,340; 603.5 * 6.4 + 40 = 3,904.
+        assert_eq!(choice(40, 200), 0);
+        assert_eq!(choice(40, 400), 1);
     }
 
     #[test]
