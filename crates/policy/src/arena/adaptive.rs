@@ -52,9 +52,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::choice::{Best, eligible, scored, uncached_tokens};
 use crate::config::Settings;
-use crate::{
-    Candidate, Decision, LoadSignal, Needs, Policy, RequestView, Scores, prefill_work,
-};
+use crate::{Candidate, Decision, LoadSignal, Needs, Policy, RequestView, Scores, prefill_work};
 
 /// What a first token costs beside its own prefill, in tokens: a step that loads the weights and computes next to
 /// nothing takes as long as 200 tokens on the profiles' GPUs.
