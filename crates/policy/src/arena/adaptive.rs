@@ -11,7 +11,7 @@
 //! * `L_i`: work that is presumably left to do there for requests before it, [`Candidate::prefill_left`];
 //! * `b_i`: [`Candidate::in_flight`]; `b`: its mean and `m` its least over the eligible instances;
 //! * `F`: what a first token costs beside its own prefill (the step in progress, a step's least time), [`FIXED_TOKENS`];
-//!   `S`: [`OWN_SHARE`]; `P`: [`PRICE`].
+//!   `S`: [`SESSION_SHARE`] if the session's last request went to any of them, else [`SHARED_SHARE`]; `P`: [`PRICE`].
 //!
 //! How it reads. The first term is the request's own time to first token on a machine that a batch of `b_i` slows down
 //! (LMetric multiplies by the batch itself, which on a busy fleet gives cached prefixes away too easily; the square
@@ -29,8 +29,10 @@
 //! instance's share of all requests fills the batch there and not the queue of prefills. With a price by the mean, the holder
 //! raised the price of a second copy by being full, and eight instances above capacity collapsed.
 //!
-//! Why own work counts less than what is queued: who is queued behind a prefill waits for all of it, and so do those that come
-//! after; with equal weights, requests for a cached prompt waited behind prefills a little too often.
+//! Why own work counts less than what is queued, and least without a session. What a prompt without a history has computed is
+//! there for all who share it: a second copy of a popular document is paid for once and spreads its load from then on, and with
+//! equal weights too few were made, so that requests for a cached prompt waited behind prefills. The history of a conversation
+//! serves nobody else.
 //!
 //! Why the session's last place. A directory of routed prompts does not know answers, and a second turn's prompt is
 //! the first one's and its answer: on the first turn's instance the answer is cached, and by the directory all
@@ -57,8 +59,10 @@ use crate::{Candidate, Decision, LoadSignal, Needs, Policy, RequestView, Scores,
 /// What a first token costs beside its own prefill, in tokens: a step that loads the weights and computes next to
 /// nothing takes as long as 200 tokens on the profiles' GPUs.
 const FIXED_TOKENS: f64 = 200.0;
-/// Weight of own work against what is queued.
-const OWN_SHARE: f64 = 0.7;
+/// Weight of own work against what is queued, where a copy may serve others.
+const SHARED_SHARE: f64 = 0.5;
+/// The same where the prompt is a conversation that goes on.
+const SESSION_SHARE: f64 = 0.9;
 /// Price of a token to compute, for each square of the requests in flight where there are fewest.
 const PRICE: f64 = 0.005;
 /// How many times as full as the mean an instance is before it is held back.
@@ -93,10 +97,14 @@ impl Policy for Adaptive {
         scores: &mut Scores,
     ) -> Option<Decision> {
         let (mut n, mut in_flight, mut least) = (0_u32, 0_u64, u32::MAX);
+        let mut share = SHARED_SHARE;
         for (_, candidate) in eligible(candidates) {
             n += 1;
             in_flight += u64::from(candidate.in_flight);
             least = least.min(candidate.in_flight);
+            if candidate.is_last_for_session {
+                share = SESSION_SHARE;
+            }
         }
         let mean = in_flight as f64 / f64::from(n);
         let price = PRICE * f64::from(least) * f64::from(least);
@@ -107,7 +115,7 @@ impl Policy for Adaptive {
             let left = candidate.prefill_left as f64;
             let batch = f64::from(candidate.in_flight) + 1.0;
             let full = (batch / (FULL * (mean + 1.0))).max(1.0);
-            let wait = (left + OWN_SHARE * own + FIXED_TOKENS) * batch.sqrt() * full * full;
+            let wait = (left + share * own + FIXED_TOKENS) * batch.sqrt() * full * full;
             let cost = wait + price * own;
             scores.record(candidate.id, 0.0 - cost);
             best.offer(0.0 - cost, position, candidate);
@@ -160,27 +168,28 @@ mod tests {
         let mut table = in_flight([3, 1], [10, 0]);
         table[0].prefill_left = 40;
         // b = 2; 4 is not more than 2 (2 + 1); price = 0.005 * 1. Of 165 tokens 5 are left, and 165: their work is the same in whole tokens.
-        // (40 + 3.5 + 200) * sqrt(4) + 0.005 * 5 = 487.025;   (115.5 + 200) * sqrt(2) + 0.005 * 165 = 447.009...
+        // (40 + 2.5 + 200) * sqrt(4) + 0.005 * 5 = 485.025;   (82.5 + 200) * sqrt(2) + 0.005 * 165 = 400.34...
         let (choice, scores) = choose_scored(&mut Adaptive, &ten_blocks(), &table);
-        let second = 315.5 * 2.0_f64.sqrt() + 0.825;
-        assert_scores(&scores, &[(10, -487.025), (20, -second)]);
+        let second = 282.5 * 2.0_f64.sqrt() + 0.825;
+        assert_scores(&scores, &[(10, -485.025), (20, -second)]);
         assert_eq!(choice, Some((1, Reason::LoadScore)));
-        // 203.5 * 2 = 407 without a queue, and it is better to follow the cache.
+        // 202.5 * 1.7 = 351 with two requests there and no queue, and it is better to follow the cache.
         table[0].prefill_left = 0;
+        table[0].in_flight = 2;
         let choice = choose(&mut Adaptive, &ten_blocks(), &table);
         assert_eq!(choice, Some((0, Reason::CacheScore)));
     }
 
     #[test]
     fn who_is_twice_as_full_as_the_mean_is_held_back() {
-        // b = 4.5; 10 is less than 2 * 5.5. (0.7 * 5 + 200) * sqrt(10) = 643.5 is less than 2 * 315.5, nothing being priced.
+        // b = 4.5; 10 is less than 2 * 5.5. (0.5 * 5 + 200) * sqrt(10) = 640.4 is what it costs, nothing being priced.
         let table = in_flight([9, 0], [10, 0]);
         let (_, scores) = choose_scored(&mut Adaptive, &ten_blocks(), &table);
-        assert_scores(&scores, &[(10, -203.5 * 10.0_f64.sqrt()), (20, -315.5)]);
+        assert_scores(&scores, &[(10, -202.5 * 10.0_f64.sqrt()), (20, -282.5)]);
         // Of four with b = 4: 17 of 2 * 5 is 1.7 times too much.
         let table = in_flight([16, 0, 0, 0], [10, 0, 0, 0]);
         let (_, scores) = choose_scored(&mut Adaptive, &ten_blocks(), &table);
-        assert!((scores[0].1 + 203.5 * 17.0_f64.sqrt() * 1.7 * 1.7).abs() < 1e-9, "{scores:?}");
+        assert!((scores[0].1 + 202.5 * 17.0_f64.sqrt() * 1.7 * 1.7).abs() < 1e-9, "{scores:?}");
     }
 
     #[test]
@@ -189,25 +198,25 @@ mod tests {
         let mut table = in_flight([0, 0], [0, 0]);
         let long = RequestView { prompt_tokens: TokenCount(32_768), ..ten_blocks() };
         let (_, scores) = choose_scored(&mut Adaptive, &long, &table);
-        assert!((scores[0].1 + 0.7 * 49_152.0 + 200.0).abs() < 1e-9, "{scores:?}");
+        assert!((scores[0].1 + 0.5 * 49_152.0 + 200.0).abs() < 1e-9, "{scores:?}");
         let longer = RequestView { prompt_tokens: TokenCount(65_536), ..ten_blocks() };
         table[0].matched_tokens = 32_768;
         let (_, scores) = choose_scored(&mut Adaptive, &longer, &table);
-        assert!((scores[0].1 + 0.7 * 81_920.0 + 200.0).abs() < 1e-9, "{scores:?}");
+        assert!((scores[0].1 + 0.5 * 81_920.0 + 200.0).abs() < 1e-9, "{scores:?}");
     }
 
     #[test]
     fn the_last_answer_is_half_of_what_is_not_known_there() {
         let mut table = in_flight([0, 0], [0, 0]);
         table[1].is_last_for_session = true;
-        // 0.7 * 165 + 200, and 0.7 * 83 + 200: of 165 tokens 82 are the answer.
+        // 0.9 * 165 + 200, and 0.9 * 83 + 200: of 165 tokens 82 are the answer.
         let (choice, scores) = choose_scored(&mut Adaptive, &ten_blocks(), &table);
-        assert_scores(&scores, &[(10, -315.5), (20, -258.1)]);
+        assert_scores(&scores, &[(10, -348.5), (20, -274.7)]);
         assert_eq!(choice, Some((1, Reason::LoadScore)));
         // Of 1,000 tokens no more than 256; attention adds 15 to 1,000, and 14 to the last 744 of them.
         let long = RequestView { prompt_tokens: TokenCount(1000), ..ten_blocks() };
         let (_, scores) = choose_scored(&mut Adaptive, &long, &table);
-        assert_scores(&scores, &[(10, -910.5), (20, -730.6)]);
+        assert_scores(&scores, &[(10, -1113.5), (20, -882.2)]);
     }
 
     #[test]
@@ -217,9 +226,9 @@ mod tests {
             table[0].prefill_left = left;
             choose(&mut Adaptive, &ten_blocks(), &table).unwrap().0
         };
-        // (200 + 203.5) * 1.414 + 0.005 * 5 > 315.5 * 1.414 + 0.005 * 165.
+        // (200 + 202.5) * 1.414 + 0.005 * 5 > 282.5 * 1.414 + 0.005 * 165.
         assert_eq!(choice(1, 200), 1);
-        // With 40 each, price 8: 403.5 * 6.4 + 8 * 5 = 2,624 < 315.5 * 6.4 + 8 * 165 = 3,340; 603.5 * 6.4 + 40 = 3,904.
+        // With 40 each, price 8: 402.5 * 6.4 + 8 * 5 = 2,617 < 282.5 * 6.4 + 8 * 165 = 3,129; 602.5 * 6.4 + 40 = 3,898.
         assert_eq!(choice(40, 200), 0);
         assert_eq!(choice(40, 400), 1);
     }
