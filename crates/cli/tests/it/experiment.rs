@@ -73,7 +73,7 @@ fn every_committed_experiment_can_be_run() {
             assert!(stdout(&args).contains("runs: workloads"), "{path}");
         }
     }
-    assert_eq!(seen, 18, "exp0 to exp9, three crossovers, five of the arena");
+    assert_eq!(seen, 20, "exp0 to exp9, three crossovers, seven of the arena");
 }
 
 #[test]
