@@ -1,5 +1,6 @@
 """The gateway and the two mock instances before which run.sh started it, and what they count."""
 
+import json
 import os
 import re
 import time
@@ -31,6 +32,13 @@ def running():
     return sum(total(fetch(f"{mock}/metrics"), "vllm:num_requests_running") for mock in MOCKS)
 
 
+def seen():
+    """Requests that the gateway's load readings show, which are a refresh behind; `None` before the first."""
+    instances = json.loads(fetch(f"{ADMIN}/instances"))
+    loads = [load for it in instances for load in (it["waiting"], it["running"])]
+    return None if None in loads else sum(loads)
+
+
 def eventually(what, is_so, limit_s=10.0):
     deadline = time.monotonic() + limit_s
     while not is_so():
@@ -41,3 +49,4 @@ def eventually(what, is_so, limit_s=10.0):
 def nothing_is_left():
     eventually("the gateway has nothing in flight", lambda: in_flight() == 0)
     eventually("no instance runs a request", lambda: running() == 0)
+    eventually("the gateway has read that", lambda: seen() == 0)
