@@ -71,8 +71,12 @@ async fn the_gateway_decides_as_the_simulator_does() {
         (session_key(session(request).as_bytes()), prefix_key_of_ids(ids, &PromptConfig::default()))
     });
     let mut reasons = BTreeMap::new();
-    // What is played here takes other times than it was simulated with, and `preble` goes by what the last minutes brought.
-    for policy in PolicyConfig::every_live().into_iter().filter(|it| it.name() != "preble") {
+    // What is played here takes other times than it was simulated with. `preble` goes by what the last minutes brought, and
+    // who asks what is left to prefill by how long it has been under way; those decisions are held by decision logs.
+    let goes_by_time = |policy: &PolicyConfig| {
+        policy.name() == "preble" || policy.build(SEED).unwrap().needs().prefill_left
+    };
+    for policy in PolicyConfig::every_live().into_iter().filter(|it| !goes_by_time(it)) {
         let profile = LatencyProfile::builtin("a100-llama3.1-8b").unwrap();
         let mut config = SimConfig::new(INSTANCES, policy, profile, SEED).with_kv_blocks(KV_BLOCKS);
         config.engine.max_model_len = 8_192;
