@@ -512,10 +512,10 @@ impl Router {
         while beside.unseen.front().is_some_and(|&front| self.flights.unseen(front).is_none()) {
             beside.unseen.pop_front();
         }
-        beside.unseen.push_back((slot, self.flights.generation(slot)));
+        let flight = (slot, self.flights.generation(slot));
+        beside.unseen.push_back(flight);
         beside.unseen_count += 1;
-        let work = prefill_work(uncached_tokens, predicted);
-        beside.prefills.push(now, (slot, self.flights.generation(slot)), work);
+        beside.prefills.push(now, flight, prefill_work(uncached_tokens, predicted));
         let candidate = &mut self.candidates[position];
         self.in_flight_sums.0 += 1;
         self.in_flight_sums.1 += 2 * u64::from(candidate.in_flight) + 1;

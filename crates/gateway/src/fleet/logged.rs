@@ -142,15 +142,16 @@ impl LoggedRouter {
         self.log.take()
     }
 
-    /// Logs what just happened.
     fn now(&self) -> Timestamp {
         Timestamp::ZERO + self.started.elapsed()
     }
 
+    /// Logs what just happened.
     fn note(&mut self, event: impl FnOnce() -> Event) {
         self.note_at(self.now(), event);
     }
 
+    /// Logs what the router was told at that time.
     fn note_at(&mut self, now: Timestamp, event: impl FnOnce() -> Event) {
         if let Some(log) = &mut self.log {
             log.append(now, event());
