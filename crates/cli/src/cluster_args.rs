@@ -50,6 +50,10 @@ pub(crate) struct ClusterArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Cluster")]
     instances_per_device: Option<u32>,
 
+    /// How fast the instances are against the profile, in turn: 1,0.5 makes every second one half as fast [default: 1].
+    #[arg(long, value_name = "X,…", value_delimiter = ',', help_heading = "Cluster")]
+    speeds: Vec<f64>,
+
     /// Schedule step k+1 only after step k, as vLLM with async scheduling off.
     #[arg(long, help_heading = "Cluster")]
     sync_scheduling: bool,
@@ -122,6 +126,7 @@ impl ClusterArgs {
             max_num_batched_tokens,
             max_num_seqs,
             instances_per_device,
+            speeds,
             sync_scheduling,
             no_prefix_caching,
             network_delay,
@@ -143,6 +148,7 @@ impl ClusterArgs {
             max_num_batched_tokens,
             max_num_seqs,
             instances_per_device,
+            speeds,
             sync_scheduling,
             no_prefix_caching,
             network_delay: Span(network_delay),

@@ -39,6 +39,7 @@ pub(crate) async fn play(
         instances: cluster.instances,
         engine: cluster.engine.clone(),
         instances_per_device: cluster.instances_per_device,
+        speeds: cluster.speeds.clone(),
         ..MockConfig::new(cluster.profile.clone())
     };
     let instances = MockCluster::start(mock).await.map_err(|error| Failure::Run(error.into()))?;

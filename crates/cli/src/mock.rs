@@ -47,6 +47,10 @@ pub(crate) struct MockArgs {
     #[arg(long, value_name = "B", value_parser = clap::value_parser!(u32).range(1..))]
     block_size: Option<u32>,
 
+    /// How fast the instances are against the profile, in turn: 1,0.5 makes every second one half as fast [default: 1].
+    #[arg(long, value_name = "X,…", value_delimiter = ',')]
+    speeds: Vec<f64>,
+
     /// Model seconds in a real second.
     #[arg(long, value_name = "X", default_value_t = 1.0)]
     time_scale: f64,
@@ -141,6 +145,7 @@ fn config(args: &MockArgs) -> Result<MockConfig, Failure> {
         host: args.host,
         port: args.port,
         models: args.model.clone(),
+        speeds: args.speeds.clone(),
         time_scale: args.time_scale,
         seed: args.seed,
         kv_events: args.kv_events.then(|| KvEventsConfig {

@@ -30,6 +30,10 @@ pub struct ClusterSettings {
     pub max_num_seqs: Option<u32>,
     /// Instances that share one device and slow each other down.
     pub instances_per_device: Option<u32>,
+    /// How fast the instances are against the profile, in turn: `[1.0, 0.5]` makes every second one half as fast. All as
+    /// the profile says if left out.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub speeds: Vec<f64>,
     /// Schedule step k+1 only after step k, as vLLM with async scheduling off.
     pub sync_scheduling: bool,
     /// Turn the engines' prefix cache off.
@@ -88,6 +92,7 @@ impl Default for ClusterSettings {
             max_num_batched_tokens: None,
             max_num_seqs: None,
             instances_per_device: None,
+            speeds: Vec::new(),
             sync_scheduling: false,
             no_prefix_caching: false,
             network_delay: Span::default(),
@@ -184,6 +189,11 @@ impl ClusterSettings {
         if let Some(instances) = self.instances_per_device {
             config.instances_per_device = instances;
         }
+        if let Some(&value) = self.speeds.iter().find(|it| !(it.is_finite() && **it > 0.0)) {
+            let expected = "positive numbers: 1 for an instance as fast as the profile";
+            return Err(InvalidCluster::OutOfRange { key: "speeds", value, expected });
+        }
+        config.speeds.clone_from(&self.speeds);
         config.router.directory = self.directory;
         config.network_delay_s = self.network_delay.as_secs_f64();
         let signal = |refresh: RefreshText, delay: Span, loss, expiry: Option<Span>| SignalConfig {

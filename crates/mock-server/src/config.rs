@@ -44,6 +44,10 @@ pub struct MockConfig {
     pub dev_mode: bool,
     /// Neighbouring instances that share a device; while k of them are busy each runs k times slower. At least 1.
     pub instances_per_device: u32,
+    /// How fast the instances are against the profile, in turn: instance `i` has number `i` modulo the length. Each is
+    /// positive; if there are none, all are as the profile says.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub speeds: Vec<f64>,
     /// What goes wrong, on every instance, from the start.
     pub faults: Faults,
     /// Whether and how each instance publishes KV events.
@@ -92,6 +96,7 @@ impl MockConfig {
             enable_force_include_usage: false,
             dev_mode: true,
             instances_per_device: sizes.instances_per_device,
+            speeds: Vec::new(),
             faults: Faults::default(),
             kv_events: None,
             zero_delay: None,
@@ -127,7 +132,8 @@ impl MockConfig {
         }
         let scales =
             [("time_scale", self.time_scale, 0.0), ("eos_mean_tokens", self.eos_mean_tokens, 1.0)];
-        for (key, value, least) in scales {
+        let speeds = self.speeds.iter().map(|&speed| ("speeds", speed, 0.0));
+        for (key, value, least) in scales.into_iter().chain(speeds) {
             if !(value.is_finite() && value >= least && value > 0.0) {
                 return Err(StartError::Number { key, value });
             }

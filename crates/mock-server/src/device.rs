@@ -12,13 +12,14 @@ use kvroute_engine::{
     CacheEvent, Counters, Engine, EngineConfig, EngineOutput, EngineRequest, FinishReason,
     Finished, Gauges, InvalidEngineConfig,
 };
-use kvroute_profile::LatencyProfile;
+use kvroute_profile::{LatencyProfile, StepModel};
 use kvroute_types::{BlockChain, BlockKey, RequestId, Timestamp};
 use kvroute_vllm_wire::BlockHasher;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::block_keys::BlockKeys;
 use crate::clock::Clock;
+use crate::config::MockConfig;
 use crate::kv_events::Publisher;
 use crate::metrics::{FinishedSample, Samples};
 
@@ -158,19 +159,20 @@ struct Group {
 }
 
 impl Device {
-    /// An engine for each of `publishers`, those without one included.
+    /// An engine for each of `publishers`, those without one included, and of `steps`.
     pub(crate) fn new(
         clock: Clock,
         publishers: Vec<Option<(Publisher, BlockHasher)>>,
-        config: &EngineConfig,
-        profile: &LatencyProfile,
+        steps: Vec<StepModel>,
+        config: &MockConfig,
         commands: mpsc::UnboundedReceiver<Command>,
     ) -> Result<Self, InvalidEngineConfig> {
-        let config = EngineConfig { kv_events: true, report_tokens: true, ..config.clone() };
-        let hosted = publishers.into_iter().map(|publisher| {
+        let profile = config.profile.clone();
+        let config = EngineConfig { kv_events: true, report_tokens: true, ..config.engine.clone() };
+        let hosted = publishers.into_iter().zip(steps).map(|(publisher, step)| {
             let (publisher, hasher) = publisher.unzip();
             Ok(Hosted {
-                engine: Engine::new(config.clone(), profile.step.clone())?,
+                engine: Engine::new(config.clone(), step)?,
                 keys: hasher.map_or_else(BlockKeys::default, BlockKeys::with_hashes),
                 publisher,
                 samples: Samples::new(config.max_model_len),
@@ -191,7 +193,7 @@ impl Device {
             jobs: BTreeMap::new(),
             sequence: 0,
             deliveries: VecDeque::new(),
-            profile: profile.clone(),
+            profile,
             outputs: Vec::new(),
         })
     }

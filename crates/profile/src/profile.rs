@@ -141,6 +141,16 @@ pub enum ProfileError {
 }
 
 impl LatencyProfile {
+    /// Length of the steps of instance `number`, where instances are as fast against this profile as `speeds` says in
+    /// turn; no speeds mean that all are as it says.
+    pub fn step_at(&self, speeds: &[f64], number: u32) -> StepModel {
+        speeds
+            .iter()
+            .cycle()
+            .nth(number as usize)
+            .map_or_else(|| self.step.clone(), |&speed| self.step.at_speed(speed))
+    }
+
     /// Reads and checks a profile in TOML.
     ///
     /// # Errors

@@ -156,6 +156,34 @@ impl StepModel {
         self
     }
 
+    /// This model on a machine `speed` times as fast: every step takes `1 / speed` of its time.
+    #[must_use]
+    pub fn at_speed(&self, speed: f64) -> Self {
+        Self {
+            overhead_s: self.overhead_s / speed,
+            kernel_floor_s: self.kernel_floor_s / speed,
+            linear_floor_s: self.linear_floor_s / speed,
+            linear_floor_s_per_token: self.linear_floor_s_per_token / speed,
+            linear_s_per_token: self.linear_s_per_token / speed,
+            linear_knee: self.linear_knee,
+            linear_tile_tokens: self.linear_tile_tokens,
+            linear_tile_above_tokens: self.linear_tile_above_tokens,
+            linear_jump_s: self.linear_jump_s / speed,
+            linear_jump_above_tokens: self.linear_jump_above_tokens,
+            sample_s_per_seq: self.sample_s_per_seq / speed,
+            prefill_s_per_token: self.prefill_s_per_token / speed,
+            prefill_s_per_pair: self.prefill_s_per_pair / speed,
+            prefill_tile_rows: self.prefill_tile_rows,
+            prefill_wave_rows: self.prefill_wave_rows,
+            decode_s_per_seq: self.decode_s_per_seq / speed,
+            decode_s_per_context_token: self.decode_s_per_context_token / speed,
+            mixed_decode_s_per_seq: self.mixed_decode_s_per_seq / speed,
+            mixed_decode_s_per_context_token: self.mixed_decode_s_per_context_token / speed,
+            decode_tail_s_per_token: self.decode_tail_s_per_token / speed,
+            decode_tail_above_seqs: self.decode_tail_above_seqs,
+        }
+    }
+
     /// Part of the step time that depends only on the scheduled tokens and sampled sequences, s.
     ///
     /// Worth caching per `(tokens, sampled)`: a decode batch repeats it for hundreds of steps.
@@ -277,6 +305,7 @@ fn smooth_max(x: f64, y: f64, exponent: u32) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::LatencyProfile;
 
     #[test]
     #[expect(clippy::float_cmp, reason = "these results are exact")]
@@ -361,6 +390,18 @@ mod tests {
             let changed = model.clone().plus_per_step(seconds);
             let expected = StepModel { overhead_s, kernel_floor_s: floor_s, ..StepModel::zero() };
             assert_eq!(changed, expected, "{seconds}");
+        }
+    }
+
+    #[test]
+    fn half_the_speed_is_twice_the_time() {
+        for name in LatencyProfile::names() {
+            let model = LatencyProfile::builtin(name).unwrap().step;
+            let slow = model.at_speed(0.5);
+            let decode = StepLoad::default().with_decodes(20, 9_000);
+            for load in [decode, decode.with_chunk(3_000, 700, true)] {
+                assert_eq!(slow.step_s(&load).to_bits(), (2.0 * model.step_s(&load)).to_bits());
+            }
         }
     }
 

@@ -189,6 +189,7 @@ impl<'a> Cluster<'a> {
             engine,
             profile,
             instances_per_device,
+            speeds,
             router,
             network_delay_s,
             measure_from_s,
@@ -197,26 +198,7 @@ impl<'a> Cluster<'a> {
             router_restarts: _,
             sample_every_s,
         } = config;
-        if *instances == 0 {
-            return Err(InvalidSim::NoInstances);
-        }
-        if *instances_per_device == 0 {
-            return Err(InvalidSim::NoInstancesPerDevice);
-        }
-        for (key, value) in [
-            ("network_delay_s", *network_delay_s),
-            ("measure_from_s", *measure_from_s),
-            ("measure_until_s", measure_until_s.unwrap_or(0.0)),
-        ] {
-            if !(value.is_finite() && value >= 0.0) {
-                return Err(InvalidSim::Seconds { key, value });
-            }
-        }
-        if let Some(value) = *sample_every_s
-            && !(value.is_finite() && value > 0.0)
-        {
-            return Err(InvalidSim::SampleInterval { value });
-        }
+        config.validate()?;
         if plan.block_size() != engine.block_size {
             return Err(InvalidSim::BlockSize {
                 plan: plan.block_size(),
@@ -232,7 +214,7 @@ impl<'a> Cluster<'a> {
         let routers = Routers::new(config)?;
         let engine = EngineConfig { kv_events: routers.any_hears_cache_events(), ..engine.clone() };
         let engines = (0..*instances)
-            .map(|_| Engine::new(engine.clone(), profile.step.clone()))
+            .map(|number| Engine::new(engine.clone(), profile.step_at(speeds, number)))
             .collect::<Result<Vec<_>, _>>()
             .map_err(InvalidSim::Engine)?;
         for request in workload.requests() {

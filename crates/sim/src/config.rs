@@ -21,6 +21,10 @@ pub struct SimConfig {
     pub profile: LatencyProfile,
     /// Instances that share one device; they slow each other down while busy. 1 if each has its own.
     pub instances_per_device: u32,
+    /// How fast the instances are against the profile, in turn: instance `i` has number `i` modulo the length. Each is
+    /// positive; if there are none, all are as the profile says.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub speeds: Vec<f64>,
     /// Settings of the router, the staleness of its signals among them.
     pub router: RouterConfig,
     /// One-way delay between gateway and instance, s.
@@ -80,6 +84,7 @@ impl SimConfig {
                 ..EngineConfig::default()
             },
             instances_per_device: sizes.instances_per_device,
+            speeds: Vec::new(),
             router: RouterConfig {
                 block_size,
                 index_capacity_blocks: Some(sizes.kv_blocks),
@@ -93,6 +98,34 @@ impl SimConfig {
             router_restarts: Vec::new(),
             sample_every_s: None,
         }
+    }
+
+    /// Whether its own numbers make sense; engine, policy and router are checked where they are made.
+    pub(crate) fn validate(&self) -> Result<(), InvalidSim> {
+        if self.instances == 0 {
+            return Err(InvalidSim::NoInstances);
+        }
+        if self.instances_per_device == 0 {
+            return Err(InvalidSim::NoInstancesPerDevice);
+        }
+        if let Some(&value) = self.speeds.iter().find(|it| !(it.is_finite() && **it > 0.0)) {
+            return Err(InvalidSim::Speed { value });
+        }
+        for (key, value) in [
+            ("network_delay_s", self.network_delay_s),
+            ("measure_from_s", self.measure_from_s),
+            ("measure_until_s", self.measure_until_s.unwrap_or(0.0)),
+        ] {
+            if !(value.is_finite() && value >= 0.0) {
+                return Err(InvalidSim::Seconds { key, value });
+            }
+        }
+        if let Some(value) = self.sample_every_s
+            && !(value.is_finite() && value > 0.0)
+        {
+            return Err(InvalidSim::SampleInterval { value });
+        }
+        Ok(())
     }
 
     /// Sets the engines' KV blocks, and with them what the router believes they hold. The longest sequence stays, and
@@ -127,6 +160,12 @@ pub enum InvalidSim {
     Seconds {
         /// The setting.
         key: &'static str,
+        /// What was given.
+        value: f64,
+    },
+    /// A speed out of range.
+    #[error("a speed is {value}; give positive numbers, 1 for an instance as fast as the profile")]
+    Speed {
         /// What was given.
         value: f64,
     },

@@ -139,6 +139,7 @@ fn what_cannot_be_is_named_with_its_remedy() {
         (vec!["cluster.profile=gpu"], "cluster.profile: gpu"),
         (vec!["cluster.kv_blocks=1"], "vLLM would not start"),
         (vec!["cluster.index_loss=1.5"], "loss is 1.5; it is a share"),
+        (vec!["cluster.speeds=[1,0]"], "speeds is 0; give positive numbers"),
         (vec!["cluster.load_refresh=often"], "give a span of time"),
         (vec!["workloads=[{name=\"x\"}]"], "workloads.x: give spec, or trace and format"),
         (

@@ -19,6 +19,20 @@ fn two_busy_instances_on_one_device_run_at_half_speed() {
 }
 
 #[test]
+fn instances_are_as_fast_as_is_said_in_turn() {
+    let workload = by_hand(&[(0, 600, 20, 1), (0, 600, 20, 2), (0, 600, 20, 3)]);
+    let equal = run(&cluster(3, "round-robin"), &workload);
+    let config = SimConfig { speeds: vec![1.0, 0.5], ..cluster(3, "round-robin") };
+    let unequal = run(&config, &workload);
+    assert_eq!(instances(&unequal), [InstanceId(0), InstanceId(1), InstanceId(2)]);
+    for (number, times) in [(0, 1.0), (1, 2.0), (2, 1.0)] {
+        let (unequal, equal) = (ttft_s(&unequal.records[number]), ttft_s(&equal.records[number]));
+        // Each step is in whole nanoseconds.
+        assert!((unequal - times * equal).abs() < 1e-8, "{unequal} {equal}");
+    }
+}
+
+#[test]
 fn a_shared_device_costs_time_only_while_shared() {
     let shared = |policy| SimConfig { instances_per_device: 2, ..cluster(4, policy) };
 

@@ -40,6 +40,7 @@ fn every_error_names_the_remedy() {
     let errors = [
         with(|config| config.instances = 0),
         with(|config| config.instances_per_device = 0),
+        with(|config| config.speeds = vec![1.0, 0.0]),
         with(|config| config.network_delay_s = f64::NAN),
         with(|config| config.network_delay_s = -1.0),
         with(|config| config.measure_from_s = f64::INFINITY),
@@ -57,6 +58,7 @@ fn every_error_names_the_remedy() {
     insta::assert_snapshot!(errors.join("\n"), @r"
     0 instances; give at least 1
     instances_per_device is 0; give 1, or the number of instances that share one device
+    a speed is 0; give positive numbers, 1 for an instance as fast as the profile
     network_delay_s is NaN; give 0 or a positive number of seconds
     network_delay_s is -1; give 0 or a positive number of seconds
     measure_from_s is inf; give 0 or a positive number of seconds
