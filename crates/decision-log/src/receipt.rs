@@ -49,6 +49,10 @@ pub struct ReceiptCandidate {
     pub score: Option<f64>,
     pub matched_blocks: u32,
     pub matched_by: Option<DirectorySource>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefill_left: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefill_speed: Option<f64>,
     pub in_flight: u32,
     pub waiting: Option<u32>,
     pub running: Option<u32>,
@@ -103,6 +107,8 @@ impl Receipt {
             score: candidate.score,
             matched_blocks: candidate.matched_blocks,
             matched_by: candidate.matched_by,
+            prefill_left: candidate.prefill_left,
+            prefill_speed: candidate.prefill_speed,
             in_flight: candidate.in_flight,
             waiting: candidate.waiting,
             running: candidate.running,

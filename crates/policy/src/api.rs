@@ -65,6 +65,9 @@ pub struct Candidate {
     /// them has presumably got through: by the time it has had and a rate learnt from earlier ones.
     /// Filled for a decision, and only for policies that ask ([`Needs::prefill_left`]), else 0.
     pub prefill_left: u64,
+    /// Prefill work that it does in a second, over that of the fleet's mean: learnt from first tokens, so it wavers by some
+    /// percent where all are equal. 1 while nothing is known, and for policies that do not ask ([`Needs::prefill_left`]).
+    pub prefill_speed: f64,
     /// Leading blocks of this prompt that the cache directory believes the instance holds.
     /// Filled only for policies that ask ([`Needs::index`]), else 0.
     pub matched_blocks: u32,
@@ -96,6 +99,7 @@ impl Candidate {
             in_flight_decoding: 0,
             in_flight_decoding_tokens: 0,
             prefill_left: 0,
+            prefill_speed: 1.0,
             matched_blocks: 0,
             matched_tokens: 0,
             is_last_for_prefix: false,
@@ -150,7 +154,7 @@ pub enum LoadSignal {
 pub struct Needs {
     /// `matched_blocks`, `matched_tokens`, `is_last_for_prefix`, `is_last_for_session`.
     pub index: bool,
-    /// `prefill_left`.
+    /// `prefill_left`, `prefill_speed`.
     pub prefill_left: bool,
     /// `load`: waiting, running.
     pub load: bool,

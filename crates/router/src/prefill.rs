@@ -9,6 +9,8 @@ use kvroute_types::Timestamp;
 const LEARNT_WORK_MIN: u64 = 500;
 /// What a prompt's weight in the rate becomes with each later one.
 const RATE_DECAY: f64 = 0.99;
+/// Seconds of prefills at the fleet's rate that an instance is credited with, so that its first prompts do not count for much.
+const FLEET_S: f64 = 5.0;
 /// Most of the first prompt's work that is taken for done before its first token is seen.
 const DONE_SHARE_MAX: f64 = 0.9;
 
@@ -75,8 +77,8 @@ impl PrefillLine {
     }
 }
 
-/// Prefill work that an instance of this fleet does in a second, learnt from when first tokens come: the mean of recent
-/// prompts, weighted by their time.
+/// Prefill work that an instance, or one of a fleet, does in a second, learnt from when first tokens come: the mean of
+/// recent prompts, weighted by their time.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct PrefillRate {
     work: f64,
@@ -93,8 +95,19 @@ impl PrefillRate {
     }
 
     /// Work per second; 0 while nothing is known.
-    pub(crate) fn get(self) -> f64 {
+    fn get(self) -> f64 {
         if self.taken_s > 0.0 { self.work / self.taken_s } else { 0.0 }
+    }
+
+    /// Of an instance of this fleet: its work per second, and that over the fleet's; 0 and 1 while nothing is known of any.
+    pub(crate) fn against(self, fleet: Self) -> (f64, f64) {
+        let fleet = fleet.get();
+        if fleet > 0.0 {
+            let rate = (self.work + FLEET_S * fleet) / (self.taken_s + FLEET_S);
+            (rate, rate / fleet)
+        } else {
+            (0.0, 1.0)
+        }
     }
 }
 
@@ -169,5 +182,16 @@ mod tests {
             rate.learn(500, 0.1);
         }
         assert!((rate.get() - 5000.0).abs() < 1.0);
+    }
+
+    #[test]
+    fn an_instance_is_as_fast_as_the_fleet_until_it_shows_otherwise() {
+        let (mut fleet, mut slow) = (PrefillRate::default(), PrefillRate::default());
+        assert_eq!(slow.against(fleet), (0.0, 1.0));
+        fleet.learn(10_000, 1.0);
+        assert_eq!(slow.against(fleet), (10_000.0, 1.0));
+        // 10,000 in 5 s, and 5 s as the fleet: 60,000 in 10 s.
+        slow.learn(10_000, 5.0);
+        assert_eq!(slow.against(fleet), (6_000.0, 0.6));
     }
 }

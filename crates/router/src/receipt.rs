@@ -20,6 +20,12 @@ pub struct ScoredInstance {
     pub matched_blocks: u32,
     /// From what that is known; `None` without a directory.
     pub matched_by: Option<DirectorySource>,
+    /// Prefill work presumably left there ([`Candidate::prefill_left`](kvroute_policy::Candidate::prefill_left)); `None` if
+    /// the policy does not ask.
+    pub prefill_left: Option<u64>,
+    /// How fast it prefills, over the fleet's mean ([`Candidate::prefill_speed`](kvroute_policy::Candidate::prefill_speed));
+    /// `None` if the policy does not ask.
+    pub prefill_speed: Option<f64>,
     /// Requests in flight there, by our own count.
     pub in_flight: u32,
     /// Waiting requests by the last reading; `None` without one.

@@ -57,6 +57,8 @@ struct Instance {
     unseen_count: u32,
     /// Prompts sent there whose first token was not seen.
     prefills: PrefillLine,
+    /// How fast it prefills.
+    prefill_rate: PrefillRate,
     /// When the latest reading took effect.
     read: Timestamp,
 }
@@ -334,7 +336,7 @@ impl Router {
         for &id in &restored {
             self.set_eligible(id, false);
         }
-        self.fill_prefill_left(now);
+        self.fill_prefills(now);
         self.scores.clear();
         let decision = self.policy.choose(now, request, &self.candidates, &mut self.scores);
         for &id in &restored {
@@ -359,6 +361,7 @@ impl Router {
         let prefilled = self.instances[at].prefills.first_token(now, (ticket.slot, generation));
         if let Some((work, taken_s)) = prefilled {
             self.prefill_rate.learn(work, taken_s);
+            self.instances[at].prefill_rate.learn(work, taken_s);
         }
         let candidate = &mut self.candidates[at];
         candidate.in_flight_uncached_tokens -= u64::from(uncached_tokens);
@@ -428,12 +431,13 @@ impl Router {
         self.unseen_changed(position);
     }
 
-    /// Says of each instance what it has presumably left to prefill.
-    fn fill_prefill_left(&mut self, now: Timestamp) {
+    /// Says of each instance what it has presumably left to prefill, and how fast it does.
+    fn fill_prefills(&mut self, now: Timestamp) {
         if self.needs.prefill_left {
-            let rate = self.prefill_rate.get();
             for (candidate, beside) in self.candidates.iter_mut().zip(&self.instances) {
+                let (rate, speed) = beside.prefill_rate.against(self.prefill_rate);
                 candidate.prefill_left = beside.prefills.left(now, rate);
+                candidate.prefill_speed = speed;
             }
         }
     }
@@ -555,6 +559,8 @@ impl Router {
             score: scores.iter().find(|(id, _)| *id == candidate.id).map(|&(_, score)| score),
             matched_blocks: candidate.matched_blocks,
             matched_by: self.matched_by(request, candidate.id),
+            prefill_left: self.needs.prefill_left.then_some(candidate.prefill_left),
+            prefill_speed: self.needs.prefill_left.then_some(candidate.prefill_speed),
             in_flight: candidate.in_flight,
             waiting: candidate.load.map(|load| load.waiting),
             running: candidate.load.map(|load| load.running),

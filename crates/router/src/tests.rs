@@ -267,11 +267,36 @@ fn what_is_left_to_prefill_is_told_to_policies_that_ask() {
         let fifth = router.route(at(2.0), &long(4)).unwrap();
         seen.push(router.candidates()[0].prefill_left);
         router.end(at(3.0), fifth.ticket);
+        let speed = router.candidates()[0].prefill_speed;
+        assert!((speed - 1.0).abs() < 1e-9, "{speed}: it is the fleet");
         seen
     };
     // 1,015 a second: 406 of the second's are done at 1.4 s, and 203 of the third's at 1.7 s.
     assert_eq!(left("adaptive"), [1015, 609, 812, 0]);
     assert_eq!(left("jsq"), [0, 0, 0, 0]);
+}
+
+#[test]
+fn how_fast_instances_prefill_is_told_and_in_the_receipt() {
+    let mut router = router("adaptive", RouterConfig { receipts: true, ..RouterConfig::default() });
+    let long = |id| RequestView { prompt_tokens: TokenCount(1000), ..view(id, &[]) };
+    let mut last = None;
+    for (id, instance, taken_s) in [(0, A, 1.0), (1, B, 3.0), (2, A, 0.0)] {
+        let other = if instance == A { B } else { A };
+        let now = 10.0 * f64::from(id);
+        let sent = router.route_except(at(now), &long(id), &[other]).unwrap();
+        router.first_token(at(now + taken_s), &sent.ticket);
+        router.end(at(now + 5.0), sent.ticket);
+        last = sent.receipt;
+    }
+    // The fleet, of 0.99 * 1,015 + 1,015 in 0.99 + 3 s, does 506.2... in a second. A: (1,015 + 5 fleets) / (1 + 5); B: the same in 3 + 5 s.
+    let fleet = 1.99 * 1015.0 / 3.99;
+    let speeds = [(1015.0 + 5.0 * fleet) / 6.0 / fleet, (1015.0 + 5.0 * fleet) / 8.0 / fleet];
+    for (candidate, speed) in last.unwrap().candidates.iter().zip(speeds) {
+        assert_eq!(candidate.prefill_left, Some(0));
+        let told = candidate.prefill_speed.unwrap();
+        assert!((told - speed).abs() < 1e-9, "{told} for {speed}");
+    }
 }
 
 #[test]

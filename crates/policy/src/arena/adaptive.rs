@@ -1,7 +1,8 @@
 //! `adaptive`: the least delay to all; nothing to tune.
 //!
 //! ```text
-//! cost_i = (L_i + S * w_i + F) * sqrt(b_i + 1) * max(1, (b_i + 1) / (2 (b + 1)))^2 + P * m^2 * w_i
+//! wait_i = (L_i + S * w_i + F) * sqrt(b_i + 1) * max(1, (b_i + 1) / (2 (b + 1)))^2
+//! cost_i = (wait_i + P * m^2 * w_i) / v_i
 //! choice = argmin over eligible i of cost_i;   ties: least in flight, least recently chosen, least id
 //! ```
 //!
@@ -10,6 +11,7 @@
 //!   that, or [`ANSWER_TOKENS`] less if that is more ([`Candidate::is_last_for_session`]);
 //! * `L_i`: work that is presumably left to do there for requests before it, [`Candidate::prefill_left`];
 //! * `b_i`: [`Candidate::in_flight`]; `b`: its mean and `m` its least over the eligible instances;
+//! * `v_i`: how fast it prefills against the fleet's mean, [`Candidate::prefill_speed`]; 1 if that is within [`EQUAL`] of 1;
 //! * `F`: what a first token costs beside its own prefill (the step in progress, a step's least time), [`FIXED_TOKENS`];
 //!   `S`: [`SESSION_SHARE`] if the session's last request went to any of them, else [`SHARED_SHARE`]; `P`: [`PRICE`].
 //!
@@ -39,14 +41,15 @@
 //! instances that hold the system prompt look the same. So conversations wandered, and one that moves is held twice,
 //! which costs most where caches are full. The cap is for long prompts, whose new tokens are not answers.
 //!
-//! It takes all instances for equally fast, and beliefs for facts. Learning each instance's time per token from first
-//! tokens was tried in three ways (least squares, the same with relative errors, a running quartile) and left out: near
-//! capacity, waits for a place in the batch are in those times and make whoever is full look slow, which gives
-//! its prefixes away; on equal instances each was slower than doing without. Unequal ones were not tried. The price
-//! of the M/G/1 queue's first policy iteration, `rate of arrivals * (L_i w_i + w_i^2 / 2)` with a learnt rate, was tried in place of the
-//! price and beside it: worse on chat, where batches and not prefills are the limit, and on documents.
+//! Why speeds only beyond a fifth. An instance that does half of what the others do in a second is found out within some tens of prompts.
+//! Where all are equal, the rates learnt differ by chance and by who has more to decode, and to follow them there is worse
+//! than not to; the fifth makes that difference nothing.
 //!
-//! Source: our own. The exponents, `S`, `P`, `F` and [`ANSWER_TOKENS`] are the results of a search over workloads of the arena
+//! It takes beliefs for facts. The price of the M/G/1 queue's first policy iteration,
+//! `rate of arrivals * (L_i w_i + w_i^2 / 2)` with a learnt rate, was tried in place of the price and beside it, and a price for what a copy pushes out (so much for a
+//! token, alone or times the share of instances that prefill): worse on chat, where batches and not prefills are the limit, and with many prefixes.
+//!
+//! Source: our own. The exponents, `S`, `P`, `F`, [`EQUAL`] and [`ANSWER_TOKENS`] are the results of a search over workloads of the arena
 //! (`docs/arena.md`), and not for users to set.
 
 use kvroute_types::Timestamp;
@@ -60,13 +63,15 @@ use crate::{Candidate, Decision, LoadSignal, Needs, Policy, RequestView, Scores,
 /// nothing takes as long as 200 tokens on the profiles' GPUs.
 const FIXED_TOKENS: f64 = 200.0;
 /// Weight of own work against what is queued, where a copy may serve others.
-const SHARED_SHARE: f64 = 0.5;
+const SHARED_SHARE: f64 = 0.3;
 /// The same where the prompt is a conversation that goes on.
 const SESSION_SHARE: f64 = 0.9;
 /// Price of a token to compute, for each square of the requests in flight where there are fewest.
 const PRICE: f64 = 0.005;
 /// How many times as full as the mean an instance is before it is held back.
 const FULL: f64 = 2.0;
+/// Times the fleet's speed, or that part of it, up to which an instance is taken for as fast.
+const EQUAL: f64 = 1.2;
 /// Most tokens of a last answer that are taken for cached where they were computed.
 const ANSWER_TOKENS: u32 = 256;
 
@@ -116,13 +121,19 @@ impl Policy for Adaptive {
             let batch = f64::from(candidate.in_flight) + 1.0;
             let full = (batch / (FULL * (mean + 1.0))).max(1.0);
             let wait = (left + share * own + FIXED_TOKENS) * batch.sqrt() * full * full;
-            let cost = wait + price * own;
+            let cost = (wait + price * own) / speed(candidate);
             scores.record(candidate.id, 0.0 - cost);
             best.offer(0.0 - cost, position, candidate);
         }
         let (_, position, candidate) = best.get()?;
         Some(Decision { position, reason: scored(candidate) })
     }
+}
+
+/// How fast it prefills against the fleet's mean, if that is worth telling from 1.
+fn speed(candidate: &Candidate) -> f64 {
+    let speed = candidate.prefill_speed;
+    if (1.0 / EQUAL..=EQUAL).contains(&speed) { 1.0 } else { speed }
 }
 
 /// Work of the prompt tokens that the instance would compute, less what it presumably holds of the session's last answer.
@@ -147,7 +158,7 @@ impl Settings for AdaptiveConfig {
     }
 
     fn signals(&self) -> Vec<&'static str> {
-        vec!["matched_tokens", "is_last_for_session", "in_flight", "prefill_left"]
+        vec!["matched_tokens", "is_last_for_session", "in_flight", "prefill_left", "prefill_speed"]
     }
 
     fn policy(&self, _seed: u64) -> Box<dyn Policy> {
@@ -168,12 +179,12 @@ mod tests {
         let mut table = in_flight([3, 1], [10, 0]);
         table[0].prefill_left = 40;
         // b = 2; 4 is not more than 2 (2 + 1); price = 0.005 * 1. Of 165 tokens 5 are left, and 165: their work is the same in whole tokens.
-        // (40 + 2.5 + 200) * sqrt(4) + 0.005 * 5 = 485.025;   (82.5 + 200) * sqrt(2) + 0.005 * 165 = 400.34...
+        // (40 + 1.5 + 200) * sqrt(4) + 0.005 * 5 = 483.025;   (49.5 + 200) * sqrt(2) + 0.005 * 165 = 353.67...
         let (choice, scores) = choose_scored(&mut Adaptive, &ten_blocks(), &table);
-        let second = 282.5 * 2.0_f64.sqrt() + 0.825;
-        assert_scores(&scores, &[(10, -485.025), (20, -second)]);
+        let second = 249.5 * 2.0_f64.sqrt() + 0.825;
+        assert_scores(&scores, &[(10, -483.025), (20, -second)]);
         assert_eq!(choice, Some((1, Reason::LoadScore)));
-        // 202.5 * 1.7 = 351 with two requests there and no queue, and it is better to follow the cache.
+        // 201.5 * 1.7 = 349 with two requests there and no queue, and it is better to follow the cache.
         table[0].prefill_left = 0;
         table[0].in_flight = 2;
         let choice = choose(&mut Adaptive, &ten_blocks(), &table);
@@ -182,14 +193,14 @@ mod tests {
 
     #[test]
     fn who_is_twice_as_full_as_the_mean_is_held_back() {
-        // b = 4.5; 10 is less than 2 * 5.5. (0.5 * 5 + 200) * sqrt(10) = 640.4 is what it costs, nothing being priced.
+        // b = 4.5; 10 is less than 2 * 5.5. (0.3 * 5 + 200) * sqrt(10) = 637.2 is what it costs, nothing being priced.
         let table = in_flight([9, 0], [10, 0]);
         let (_, scores) = choose_scored(&mut Adaptive, &ten_blocks(), &table);
-        assert_scores(&scores, &[(10, -202.5 * 10.0_f64.sqrt()), (20, -282.5)]);
+        assert_scores(&scores, &[(10, -201.5 * 10.0_f64.sqrt()), (20, -249.5)]);
         // Of four with b = 4: 17 of 2 * 5 is 1.7 times too much.
         let table = in_flight([16, 0, 0, 0], [10, 0, 0, 0]);
         let (_, scores) = choose_scored(&mut Adaptive, &ten_blocks(), &table);
-        assert!((scores[0].1 + 202.5 * 17.0_f64.sqrt() * 1.7 * 1.7).abs() < 1e-9, "{scores:?}");
+        assert!((scores[0].1 + 201.5 * 17.0_f64.sqrt() * 1.7 * 1.7).abs() < 1e-9, "{scores:?}");
     }
 
     #[test]
@@ -198,11 +209,11 @@ mod tests {
         let mut table = in_flight([0, 0], [0, 0]);
         let long = RequestView { prompt_tokens: TokenCount(32_768), ..ten_blocks() };
         let (_, scores) = choose_scored(&mut Adaptive, &long, &table);
-        assert!((scores[0].1 + 0.5 * 49_152.0 + 200.0).abs() < 1e-9, "{scores:?}");
+        assert!((scores[0].1 + 0.3 * 49_152.0 + 200.0).abs() < 1e-9, "{scores:?}");
         let longer = RequestView { prompt_tokens: TokenCount(65_536), ..ten_blocks() };
         table[0].matched_tokens = 32_768;
         let (_, scores) = choose_scored(&mut Adaptive, &longer, &table);
-        assert!((scores[0].1 + 0.5 * 81_920.0 + 200.0).abs() < 1e-9, "{scores:?}");
+        assert!((scores[0].1 + 0.3 * 81_920.0 + 200.0).abs() < 1e-9, "{scores:?}");
     }
 
     #[test]
@@ -226,11 +237,22 @@ mod tests {
             table[0].prefill_left = left;
             choose(&mut Adaptive, &ten_blocks(), &table).unwrap().0
         };
-        // (200 + 202.5) * 1.414 + 0.005 * 5 > 282.5 * 1.414 + 0.005 * 165.
+        // (200 + 201.5) * 1.414 + 0.005 * 5 > 249.5 * 1.414 + 0.005 * 165.
         assert_eq!(choice(1, 200), 1);
-        // With 40 each, price 8: 402.5 * 6.4 + 8 * 5 = 2,617 < 282.5 * 6.4 + 8 * 165 = 3,129; 602.5 * 6.4 + 40 = 3,898.
+        // With 40 each, price 8: 401.5 * 6.4 + 8 * 5 = 2,611 < 249.5 * 6.4 + 8 * 165 = 2,918; 601.5 * 6.4 + 40 = 3,891.
         assert_eq!(choice(40, 200), 0);
         assert_eq!(choice(40, 400), 1);
+    }
+
+    #[test]
+    fn who_is_half_as_fast_costs_twice_as_much() {
+        let mut table = in_flight([0, 0], [0, 0]);
+        table[0].prefill_speed = 0.5;
+        table[1].prefill_speed = 1.19;
+        // 0.3 * 165 + 200 = 249.5, over 0.5; 1.19 is as good as 1.
+        let (choice, scores) = choose_scored(&mut Adaptive, &ten_blocks(), &table);
+        assert_scores(&scores, &[(10, -499.0), (20, -249.5)]);
+        assert_eq!(choice, Some((1, Reason::LoadScore)));
     }
 
     #[test]
