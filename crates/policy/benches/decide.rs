@@ -39,6 +39,7 @@ fn table(len: usize) -> Vec<Candidate> {
             in_flight: 30 + below(8, 3 * i + 1),
             in_flight_uncached_tokens: u64::from(below(65_536, 3 * i)),
             prefill_left: u64::from(below(65_536, 3 * i)),
+            prefill_speed: 0.5 + f64::from(below(8, 3 * i)) / 8.0,
             in_flight_prompt_tokens: 65_536 + u64::from(below(262_144, 3 * i + 1)),
             in_flight_decoding: below(32, 3 * i + 1),
             in_flight_decoding_tokens: 65_536,
