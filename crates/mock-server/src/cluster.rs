@@ -47,15 +47,13 @@ impl MockCluster {
             let on_device = config.instances_per_device.min(config.instances - first);
             let (commands, receiver) = mpsc::unbounded_channel();
             let (mut publishers, mut tasks) = (Vec::new(), Vec::new());
-            let mut steps = Vec::new();
             for number in first..first + on_device {
-                steps.push(config.profile.step_at(&config.speeds, number));
                 let (publisher, task) = publisher(&config, number).await?.unzip();
                 let hasher = config.kv_events.as_ref().map(|k| k.hasher(config.engine.block_size));
                 publishers.push(publisher.zip(hasher));
                 tasks.push(task);
             }
-            let device = Device::new(clock, publishers, steps, &config, receiver)?;
+            let device = Device::new(clock, first, publishers, &config, receiver)?;
             tokio::spawn(device.run());
             let next_job = Arc::new(AtomicU32::new(0));
             for ((engine, number), events) in (first..first + on_device).enumerate().zip(tasks) {

@@ -12,7 +12,7 @@ use kvroute_engine::{
     CacheEvent, Counters, Engine, EngineConfig, EngineOutput, EngineRequest, FinishReason,
     Finished, Gauges, InvalidEngineConfig,
 };
-use kvroute_profile::{LatencyProfile, StepModel};
+use kvroute_profile::LatencyProfile;
 use kvroute_types::{BlockChain, BlockKey, RequestId, Timestamp};
 use kvroute_vllm_wire::BlockHasher;
 use tokio::sync::{mpsc, oneshot};
@@ -159,20 +159,20 @@ struct Group {
 }
 
 impl Device {
-    /// An engine for each of `publishers`, those without one included, and of `steps`.
+    /// An engine for each of `publishers`, those without one included; the first is of instance number `first`.
     pub(crate) fn new(
         clock: Clock,
+        first: u32,
         publishers: Vec<Option<(Publisher, BlockHasher)>>,
-        steps: Vec<StepModel>,
         config: &MockConfig,
         commands: mpsc::UnboundedReceiver<Command>,
     ) -> Result<Self, InvalidEngineConfig> {
-        let profile = config.profile.clone();
-        let config = EngineConfig { kv_events: true, report_tokens: true, ..config.engine.clone() };
-        let hosted = publishers.into_iter().zip(steps).map(|(publisher, step)| {
+        let MockConfig { profile, speeds, engine, .. } = config;
+        let config = EngineConfig { kv_events: true, report_tokens: true, ..engine.clone() };
+        let hosted = publishers.into_iter().zip(first..).map(|(publisher, number)| {
             let (publisher, hasher) = publisher.unzip();
             Ok(Hosted {
-                engine: Engine::new(config.clone(), step)?,
+                engine: Engine::new(config.clone(), profile.step_at(speeds, number))?,
                 keys: hasher.map_or_else(BlockKeys::default, BlockKeys::with_hashes),
                 publisher,
                 samples: Samples::new(config.max_model_len),
@@ -193,7 +193,7 @@ impl Device {
             jobs: BTreeMap::new(),
             sequence: 0,
             deliveries: VecDeque::new(),
-            profile,
+            profile: profile.clone(),
             outputs: Vec::new(),
         })
     }

@@ -95,13 +95,13 @@ impl PrefillRate {
     }
 
     /// Work per second; 0 while nothing is known.
-    fn get(self) -> f64 {
+    pub(crate) fn get(self) -> f64 {
         if self.taken_s > 0.0 { self.work / self.taken_s } else { 0.0 }
     }
 
-    /// Of an instance of this fleet: its work per second, and that over the fleet's; 0 and 1 while nothing is known of any.
-    pub(crate) fn against(self, fleet: Self) -> (f64, f64) {
-        let fleet = fleet.get();
+    /// Of an instance of a fleet of that rate: its work per second, and that over the fleet's; 0 and 1 while nothing is known
+    /// of any.
+    pub(crate) fn against(self, fleet: f64) -> (f64, f64) {
         if fleet > 0.0 {
             let rate = (self.work + FLEET_S * fleet) / (self.taken_s + FLEET_S);
             (rate, rate / fleet)
@@ -187,11 +187,11 @@ mod tests {
     #[test]
     fn an_instance_is_as_fast_as_the_fleet_until_it_shows_otherwise() {
         let (mut fleet, mut slow) = (PrefillRate::default(), PrefillRate::default());
-        assert_eq!(slow.against(fleet), (0.0, 1.0));
+        assert_eq!(slow.against(fleet.get()), (0.0, 1.0));
         fleet.learn(10_000, 1.0);
-        assert_eq!(slow.against(fleet), (10_000.0, 1.0));
+        assert_eq!(slow.against(fleet.get()), (10_000.0, 1.0));
         // 10,000 in 5 s, and 5 s as the fleet: 60,000 in 10 s.
         slow.learn(10_000, 5.0);
-        assert_eq!(slow.against(fleet), (6_000.0, 0.6));
+        assert_eq!(slow.against(fleet.get()), (6_000.0, 0.6));
     }
 }

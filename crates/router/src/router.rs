@@ -434,8 +434,9 @@ impl Router {
     /// Says of each instance what it has presumably left to prefill, and how fast it does.
     fn fill_prefills(&mut self, now: Timestamp) {
         if self.needs.prefill_left {
+            let fleet = self.prefill_rate.get();
             for (candidate, beside) in self.candidates.iter_mut().zip(&self.instances) {
-                let (rate, speed) = beside.prefill_rate.against(self.prefill_rate);
+                let (rate, speed) = beside.prefill_rate.against(fleet);
                 candidate.prefill_left = beside.prefills.left(now, rate);
                 candidate.prefill_speed = speed;
             }
