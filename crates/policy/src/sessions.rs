@@ -1,20 +1,20 @@
-//! Where sessions are: a table with a bound on its size and an expiry.
+//! What is remembered of sessions, first of all where they are: a table with a bound on its size and an expiry.
 
 use hashbrown::HashMap;
-use kvroute_types::{InstanceId, Timestamp};
+use kvroute_types::Timestamp;
 use rustc_hash::FxBuildHasher;
 
 /// No entry.
 const NIL: u32 = u32::MAX;
 
-/// The instance of each session that was seen lately. Every operation takes constant time.
+/// A value for each session that was seen lately. Every operation takes constant time.
 ///
 /// Entries are linked in the order of their last use, the oldest first, so the next to expire is at hand.
 #[derive(Clone, Debug)]
-pub(crate) struct Sessions {
+pub(crate) struct Sessions<V> {
     /// Looked up by key only: its order plays no part.
     ids: HashMap<u64, u32, FxBuildHasher>,
-    entries: Vec<Entry>,
+    entries: Vec<Entry<V>>,
     /// First of the entries not in use, linked by `newer`.
     free: u32,
     oldest: u32,
@@ -24,15 +24,15 @@ pub(crate) struct Sessions {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Entry {
+struct Entry<V> {
     key: u64,
-    instance: InstanceId,
+    value: V,
     used: Timestamp,
     older: u32,
     newer: u32,
 }
 
-impl Sessions {
+impl<V: Copy> Sessions<V> {
     /// An empty table for at most so many sessions, at least 1, each kept for the time after its last use.
     pub(crate) fn new(capacity: u32, ttl_s: f64) -> Self {
         Self {
@@ -46,35 +46,30 @@ impl Sessions {
         }
     }
 
-    /// The session's instance, unless it is unknown, forgotten or expired. Looking is no use.
-    pub(crate) fn get(&self, now: Timestamp, key: u64) -> Option<InstanceId> {
+    /// The session's value, unless it is unknown, forgotten or expired. Looking is no use.
+    pub(crate) fn get(&self, now: Timestamp, key: u64) -> Option<V> {
         let entry = &self.entries[*self.ids.get(&key)? as usize];
-        (now.nanos_since(entry.used) < self.ttl_ns).then_some(entry.instance)
+        (now.nanos_since(entry.used) < self.ttl_ns).then_some(entry.value)
     }
 
-    /// The session is at the instance, and was used now. Returns where one was that is not any more: the same
-    /// one, or the oldest, which had to go for it.
-    pub(crate) fn put(
-        &mut self,
-        now: Timestamp,
-        key: u64,
-        instance: InstanceId,
-    ) -> Option<InstanceId> {
+    /// The session has this value, and was used now. Returns the value that is not there any more: its own, or that of
+    /// the oldest, which had to go for it.
+    pub(crate) fn put(&mut self, now: Timestamp, key: u64, value: V) -> Option<V> {
         let mut gone = None;
         let id = if let Some(&id) = self.ids.get(&key) {
             self.unlink(id);
-            gone = Some(self.entries[id as usize].instance);
+            gone = Some(self.entries[id as usize].value);
             id
         } else {
             if self.ids.len() == self.capacity {
                 gone = self.remove(self.oldest);
             }
-            let id = self.slot();
+            let id = self.slot(value);
             self.ids.insert(key, id);
             id
         };
         let older = self.newest;
-        self.entries[id as usize] = Entry { key, instance, used: now, older, newer: NIL };
+        self.entries[id as usize] = Entry { key, value, used: now, older, newer: NIL };
         match self.entries.get_mut(older as usize) {
             Some(older) => older.newer = id,
             None => self.oldest = id,
@@ -83,20 +78,20 @@ impl Sessions {
         gone
     }
 
-    /// Forgets the oldest session if it has expired, and tells where it was.
-    pub(crate) fn expire_one(&mut self, now: Timestamp) -> Option<InstanceId> {
+    /// Forgets the oldest session if it has expired, and returns its value.
+    pub(crate) fn expire_one(&mut self, now: Timestamp) -> Option<V> {
         let oldest = self.entries.get(self.oldest as usize)?;
         let is_expired = now.nanos_since(oldest.used) >= self.ttl_ns;
         if is_expired { self.remove(self.oldest) } else { None }
     }
 
-    fn remove(&mut self, id: u32) -> Option<InstanceId> {
-        let Entry { key, instance, .. } = *self.entries.get(id as usize)?;
+    fn remove(&mut self, id: u32) -> Option<V> {
+        let Entry { key, value, .. } = *self.entries.get(id as usize)?;
         self.unlink(id);
         self.ids.remove(&key);
         self.entries[id as usize].newer = self.free;
         self.free = id;
-        Some(instance)
+        Some(value)
     }
 
     fn unlink(&mut self, id: u32) {
@@ -111,18 +106,12 @@ impl Sessions {
         }
     }
 
-    /// An entry not in use.
-    fn slot(&mut self) -> u32 {
+    /// An entry not in use. A value stands in until it is written.
+    fn slot(&mut self, value: V) -> u32 {
         if let Some(entry) = self.entries.get(self.free as usize) {
             return std::mem::replace(&mut self.free, entry.newer);
         }
-        let unused = Entry {
-            key: 0,
-            instance: InstanceId(0),
-            used: Timestamp::ZERO,
-            older: NIL,
-            newer: NIL,
-        };
+        let unused = Entry { key: 0, value, used: Timestamp::ZERO, older: NIL, newer: NIL };
         self.entries.push(unused);
         u32::try_from(self.entries.len() - 1).unwrap_or(NIL)
     }
@@ -132,7 +121,7 @@ impl Sessions {
 mod tests {
     use std::collections::BTreeMap;
 
-    use kvroute_types::mix64;
+    use kvroute_types::{InstanceId, mix64};
 
     use super::*;
 

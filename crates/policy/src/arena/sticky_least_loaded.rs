@@ -54,7 +54,7 @@ impl Default for StickyLeastLoadedConfig {
 #[derive(Clone, Debug)]
 pub struct StickyLeastLoaded {
     config: StickyLeastLoadedConfig,
-    sessions: Sessions,
+    sessions: Sessions<InstanceId>,
     /// Sessions on each instance.
     counts: PerInstance<u32>,
 }
