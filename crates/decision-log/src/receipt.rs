@@ -56,6 +56,8 @@ pub struct ReceiptCandidate {
     pub in_flight: u32,
     pub waiting: Option<u32>,
     pub running: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_cache_usage: Option<f64>,
     pub load_age_s: Option<f64>,
 }
 
@@ -112,6 +114,7 @@ impl Receipt {
             in_flight: candidate.in_flight,
             waiting: candidate.waiting,
             running: candidate.running,
+            kv_cache_usage: candidate.kv_cache_usage,
             load_age_s: candidate.load_age.map(|age| age.as_secs_f64()),
         });
         Self {

@@ -32,6 +32,8 @@ pub struct ScoredInstance {
     pub waiting: Option<u32>,
     /// Running requests by the last reading; `None` without one.
     pub running: Option<u32>,
+    /// Share of its KV blocks in use by the last reading; `None` without one, or if the policy does not ask.
+    pub kv_cache_usage: Option<f64>,
     /// Age of that reading.
     pub load_age: Option<Duration>,
 }

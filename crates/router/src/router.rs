@@ -565,6 +565,10 @@ impl Router {
             in_flight: candidate.in_flight,
             waiting: candidate.load.map(|load| load.waiting),
             running: candidate.load.map(|load| load.running),
+            kv_cache_usage: candidate
+                .load
+                .filter(|_| self.needs.kv_cache_usage)
+                .map(|load| load.kv_cache_usage),
             load_age: candidate.load.map(|load| now.since(load.as_of)),
         });
         let updated = self.directory.as_ref().and_then(Directory::updated);

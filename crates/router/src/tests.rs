@@ -277,8 +277,9 @@ fn what_is_left_to_prefill_is_told_to_policies_that_ask() {
 }
 
 #[test]
-fn how_fast_instances_prefill_is_told_and_in_the_receipt() {
+fn what_instances_do_for_adaptive_is_told_and_in_the_receipt() {
     let mut router = router("adaptive", RouterConfig { receipts: true, ..RouterConfig::default() });
+    router.observe_load(at(0.0), A, LoadSnapshot { kv_cache_usage: 0.25, ..load(0, 1, at(0.0)) });
     let long = |id| RequestView { prompt_tokens: TokenCount(1000), ..view(id, &[]) };
     let mut last = None;
     for (id, instance, taken_s) in [(0, A, 1.0), (1, B, 3.0), (2, A, 0.0)] {
@@ -292,7 +293,10 @@ fn how_fast_instances_prefill_is_told_and_in_the_receipt() {
     // The fleet, of 0.99 * 1,015 + 1,015 in 0.99 + 3 s, does 506.2... in a second. A: (1,015 + 5 fleets) / (1 + 5); B: the same in 3 + 5 s.
     let fleet = 1.99 * 1015.0 / 3.99;
     let speeds = [(1015.0 + 5.0 * fleet) / 6.0 / fleet, (1015.0 + 5.0 * fleet) / 8.0 / fleet];
-    for (candidate, speed) in last.unwrap().candidates.iter().zip(speeds) {
+    let last = last.unwrap();
+    let usages = last.candidates.iter().map(|candidate| candidate.kv_cache_usage);
+    assert_eq!(usages.collect::<Vec<_>>(), [Some(0.25), None]);
+    for (candidate, speed) in last.candidates.iter().zip(speeds) {
         assert_eq!(candidate.prefill_left, Some(0));
         let told = candidate.prefill_speed.unwrap();
         assert!((told - speed).abs() < 1e-9, "{told} for {speed}");
@@ -456,6 +460,7 @@ fn the_receipt_shows_every_score_and_the_age_of_every_signal() {
     assert_eq!(receipt.candidates.len(), 2);
     assert_eq!(holder.matched_blocks, 10);
     assert_eq!((holder.waiting, holder.running, holder.in_flight), (Some(1), Some(3), 1));
+    assert_eq!(holder.kv_cache_usage, None, "load-cache does not ask");
     assert_eq!(holder.load_age.unwrap().as_secs_f64(), 2.5);
     assert_eq!(receipt.index_age.unwrap().as_secs_f64(), 3.0);
     // 0.5 * 1 - 0.5 * 4/4 against nothing at all: level, so the less loaded one.
