@@ -211,6 +211,9 @@ fn push_section(html: &mut String, section: &Section, bytes_left: &mut usize) {
 fn push_table(html: &mut String, table: &Table, warm_up: &str) {
     let title = match table.name {
         "ranking" => "Policies over all scenes",
+        "ranking-parts" => {
+            "Policies over a part of the scenes: P95 TTFT over the best one's, geometric mean"
+        }
         "best" => "Best policy of each scene",
         "cells" => "All cells",
         "regret" => "Regret of each setting of the weights",

@@ -93,6 +93,7 @@ pub fn experiment_report(results: &ExperimentResults) -> ExperimentReport {
     name_apart(&mut sections);
     let mut tables = vec![tables::best(&grid), tables::cells(&grid), tables::warm_up(&grid)];
     tables.extend(ranking.as_ref().map(Ranking::table));
+    tables.extend(ranking.as_ref().and_then(Ranking::parts_table));
     if !losses.sure.is_empty() {
         tables.push(tables::losses(&grid, &losses.sure));
     }

@@ -1,12 +1,15 @@
-//! How policies do over all scenes: ranks, distance from the best, the worst case.
+//! How policies do over all scenes: ranks, distance from the best, the worst case; and over a part of them.
+
+use std::collections::BTreeSet;
 
 use super::Drawn;
 use super::axis::Axis;
 use super::canvas::{Anchor, CHARACTER, Canvas, GRID, Look, WIDTH};
-use super::groups::{Grid, GridCell, Quantity, Scene};
+use super::groups::{Grid, GridCell, Quantity, Scene, load_text};
 use super::losses::BLIND;
 use super::tables::{Datum, Heading, Kind, Table, csv_text};
 use crate::columns::shortened;
+use crate::report::slug;
 
 /// As good as the best: no more than this above it.
 const NEAR: f64 = 1.05;
@@ -29,7 +32,48 @@ const MEAN: Look = Look::plain(0);
 pub(super) struct Ranking {
     /// Each with its label, the best first.
     policies: Vec<(String, OverScenes)>,
+    parts: Vec<Part>,
     has_oracle: bool,
+}
+
+/// Scenes that have something in common that others have not.
+struct Part {
+    /// What it is.
+    name: String,
+    scenes: BTreeSet<String>,
+}
+
+impl Part {
+    /// By workload, number of instances, load and condition, where there are several, in the order of the file.
+    fn all(grid: &Grid<'_>) -> Vec<Self> {
+        let by = [
+            |scene: &Scene<'_>| Some(scene.cell.workload.clone()),
+            |scene: &Scene<'_>| Some(format!("{} instances", scene.cell.instances)),
+            |scene: &Scene<'_>| load_text(&scene.cell.load),
+            |scene: &Scene<'_>| {
+                let condition = &scene.cell.condition;
+                let name = format!("{} {}", condition.sweep, condition.label);
+                (!condition.sweep.is_empty()).then_some(name)
+            },
+        ];
+        let mut all = Vec::new();
+        for name_of in by {
+            let mut parts: Vec<Self> = Vec::new();
+            for scene in &grid.scenes {
+                let Some(name) = name_of(scene) else { continue };
+                let known = parts.iter().position(|part| part.name == name);
+                let at = known.unwrap_or_else(|| {
+                    parts.push(Self { name, scenes: BTreeSet::new() });
+                    parts.len() - 1
+                });
+                parts[at].scenes.insert(scene.name.clone());
+            }
+            if parts.len() > 1 {
+                all.append(&mut parts);
+            }
+        }
+        all
+    }
 }
 
 impl Ranking {
@@ -52,7 +96,7 @@ impl Ranking {
         let over_best = |it: &OverScenes| it.over_best.unwrap_or(f64::INFINITY);
         policies.sort_by(|a, b| over_best(&a.1).total_cmp(&over_best(&b.1)));
         let has_oracle = scenes.iter().any(|scene| scene.oracle_ms.is_some());
-        Some(Self { policies, has_oracle })
+        Some(Self { policies, parts: Part::all(grid), has_oracle })
     }
 
     /// A row for each policy.
@@ -81,6 +125,20 @@ impl Ranking {
         }
         let rows = self.policies.iter().map(|(label, over)| over.row(label, self.has_oracle));
         Table { name: "ranking", columns, rows: rows.collect() }
+    }
+
+    /// A row for each policy and a column for each part of the scenes: the geometric mean of P95 TTFT over the best
+    /// policy's of each scene. `None` if the scenes have no parts.
+    pub(super) fn parts_table(&self) -> Option<Table> {
+        let headings =
+            self.parts.iter().map(|part| Heading::new(&part.name, slug(&part.name), Kind::Number));
+        let columns: Vec<Heading> = [Heading::text("policy")].into_iter().chain(headings).collect();
+        let rows = self.policies.iter().map(|(label, over)| {
+            let numbers = self.parts.iter().map(|part| Datum::number(over.over_best_in(part), 2));
+            [Datum::Text(label.clone())].into_iter().chain(numbers).collect()
+        });
+        let rows = rows.collect();
+        (columns.len() > 1).then_some(Table { name: "ranking-parts", columns, rows })
     }
 
     /// A strip for each policy, with a stroke for each scene.
@@ -197,6 +255,15 @@ impl Ranked {
     }
 }
 
+fn mean(values: &[f64]) -> Option<f64> {
+    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+}
+
+fn geometric_mean(values: &[f64]) -> Option<f64> {
+    let logarithms: Vec<f64> = values.iter().map(|value| value.ln()).collect();
+    mean(&logarithms).map(f64::exp)
+}
+
 /// A policy over all scenes.
 #[derive(Default)]
 struct OverScenes {
@@ -236,19 +303,18 @@ impl OverScenes {
                 usize::from(scene.blind_ms.is_some_and(|blind_ms| p95_ms > NEAR * blind_ms));
             found.collapsed += usize::from(ratio > COLLAPSE);
         }
-        let mean = |values: &[f64]| {
-            (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
-        };
-        let geometric = |values: &[f64]| {
-            let logarithms: Vec<f64> = values.iter().map(|value| value.ln()).collect();
-            mean(&logarithms).map(f64::exp)
-        };
         found.rank_p95 = mean(&ranks);
         found.rank_goodput = mean(&ranks_goodput);
         let over_best: Vec<f64> = found.ratios.iter().map(|(_, ratio)| *ratio).collect();
-        found.over_best = geometric(&over_best);
-        found.over_oracle = geometric(&over_oracle);
+        found.over_best = geometric_mean(&over_best);
+        found.over_oracle = geometric_mean(&over_oracle);
         found
+    }
+
+    /// Geometric mean of P95 TTFT over the best policy's in a part of the scenes; `None` if it has none in any.
+    fn over_best_in(&self, part: &Part) -> Option<f64> {
+        let ratios = self.ratios.iter().filter(|(scene, _)| part.scenes.contains(scene));
+        geometric_mean(&ratios.map(|(_, ratio)| *ratio).collect::<Vec<_>>())
     }
 
     /// P95 TTFT above the best policy's, as a share of it.

@@ -662,6 +662,12 @@ fn policies_are_ranked_over_all_scenes_and_the_oracle_is_not() {
     assert_eq!(column("near_best_percent"), ["100", "100", "0", "50"]);
     assert_eq!(column("above_blind_scenes"), ["0", "0", "2", "1"]);
     assert_eq!(column("collapsed_scenes"), ["0", "0", "0", "1"]);
+    let parts = records(&table(&report_of_two, "ranking-parts").csv);
+    let of_part =
+        |part: &str| parts.iter().map(|row| row[part].parse().unwrap()).collect::<Vec<f64>>();
+    assert_eq!(of_part("chat"), [0.5, 1.0, 2.0, 1.02]);
+    assert!(close(of_part("rag")[3], 10.2));
+    assert_eq!(parts[0].len(), 3, "loads and instances are the same everywhere");
     let figure = report_of_two.figures.iter().find(|figure| figure.name == "ranking").unwrap();
     let drawn = records(&figure.csv);
     assert_eq!(drawn.len(), 8, "each policy in each scene");
