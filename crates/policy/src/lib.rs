@@ -32,6 +32,7 @@
 //! ```
 
 mod api;
+mod capacity_misses;
 mod choice;
 mod config;
 mod home;

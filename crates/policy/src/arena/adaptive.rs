@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! wait_i = (L_i + S * w_i + F) * sqrt(b_i + 1) * max(1, (b_i + 1) / (2 (b + 1)))^2 * max(1, k_i / 0.9)^2
-//! cost_i = (wait_i + P * m^2 * w_i) / v_i
+//! cost_i = (wait_i + P * (m^2 + 8 e b^2) * w_i) / v_i
 //! choice = argmin over eligible i of cost_i;   ties: least in flight, least recently chosen, least id
 //! ```
 //!
@@ -14,6 +14,7 @@
 //! * `b_i`: [`Candidate::in_flight`]; `b`: its mean and `m` its least over the eligible instances;
 //! * `k_i`: `usage * (waiting + running + unseen + 1) / running` by the last reading ([`Candidate::load`]), the share of its KV blocks that
 //!   all that is there and this request would take if they took what the running ones take; 0 without a reading or if none runs;
+//! * `e`: share of the blocks computed lately that the fleet had computed before and has evicted everywhere, [`CapacityMisses`];
 //! * `v_i`: how fast it prefills against the fleet's mean, [`Candidate::prefill_speed`]; 1 if that is within [`EQUAL`] of 1;
 //! * `F`: what a first token costs beside its own prefill (the step in progress, a step's least time), [`FIXED_TOKENS`];
 //!   `S`: [`SESSION_SHARE`] if the session's last request went to any of them, else [`SHARED_SHARE`]; `P`: [`PRICE`].
@@ -50,22 +51,27 @@
 //! Why the KV blocks. Requests that do not fit wait until others have decoded to the end, which no count of prefills shows: a small cache,
 //! or prompts that are a good part of it, fill up long before the batch does.
 //!
+//! Why capacity misses. A second copy pushes out what others ask for, which nobody feels while caches are large, and everybody
+//! while they are small: there, copies are computed again and again, and a fleet that is busy with that collapses. What was computed before (some time ago:
+//! the directory may not know yet) and is nowhere any more says how dear room is. Then the mean and not the least requests in flight count as well: the holder is not full by being
+//! asked for what it holds, but by what must be computed.
+//!
 //! Why speeds only beyond a fifth. An instance that does half of what the others do in a second is found out within some tens of prompts.
 //! Where all are equal, the rates learnt differ by chance and by who has more to decode, and to follow them there is worse
 //! than not to; the fifth makes that difference nothing.
 //!
-//! What was tried and lost. A price for what a copy pushes out (so much for a token; times the share of instances that prefill; times the measured
-//! share of computed tokens that the fleet had computed before and evicted, which tells small caches from large ones well): where caches are small it
-//! loses as much as it gains, elsewhere more. The price of the M/G/1 queue's first policy iteration,
+//! What was tried and lost. A price for what a copy pushes out that does not know how scarce room is (so much for a token, alone or times the share of
+//! instances that prefill): where caches are large it loses more than it gains where they are small. The price of the M/G/1 queue's first policy iteration,
 //! `rate of arrivals * (L_i w_i + w_i^2 / 2)` with a learnt rate, in place of the price and beside it: worse on chat, where batches and not prefills
 //! are the limit, and with many prefixes.
 //!
-//! Source: our own. The exponents, `S`, `P`, `F`, [`KV_FULL`], [`EQUAL`] and [`ANSWER_TOKENS`] are the results of a search over workloads of the arena
+//! Source: our own. The exponents, `S`, `P`, `F`, [`KV_FULL`], [`SCARCE`], [`EQUAL`] and [`ANSWER_TOKENS`] are the results of a search over workloads of the arena
 //! (`docs/arena.md`), and not for users to set.
 
 use kvroute_types::{InstanceId, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use crate::capacity_misses::CapacityMisses;
 use crate::choice::{Best, eligible, scored, uncached_tokens};
 use crate::config::Settings;
 use crate::sessions::Sessions;
@@ -80,6 +86,8 @@ const SHARED_SHARE: f64 = 0.3;
 const SESSION_SHARE: f64 = 0.9;
 /// Price of a token to compute, for each square of the requests in flight where there are fewest.
 const PRICE: f64 = 0.005;
+/// How many times more the square of the mean of requests in flight counts where all that is computed are capacity misses.
+const SCARCE: f64 = 8.0;
 /// How many times as full as the mean an instance is before it is held back.
 const FULL: f64 = 2.0;
 /// Share of an instance's KV blocks beyond which it is held back.
@@ -105,12 +113,17 @@ pub struct AdaptiveConfig {}
 pub struct Adaptive {
     sessions: Sessions<Stay>,
     returns: Returns,
+    misses: CapacityMisses,
 }
 
 impl Default for Adaptive {
     fn default() -> Self {
         let (capacity, ttl_s) = SESSIONS;
-        Self { sessions: Sessions::new(capacity, ttl_s), returns: Returns::default() }
+        Self {
+            sessions: Sessions::new(capacity, ttl_s),
+            returns: Returns::default(),
+            misses: CapacityMisses::default(),
+        }
     }
 }
 
@@ -224,13 +237,16 @@ impl Policy for Adaptive {
         scores: &mut Scores,
     ) -> Option<Decision> {
         let (mut n, mut in_flight, mut least) = (0_u32, 0_u64, u32::MAX);
+        let mut most_cached = 0;
         for (_, candidate) in eligible(candidates) {
+            most_cached = most_cached.max(candidate.matched_blocks);
             n += 1;
             in_flight += u64::from(candidate.in_flight);
             least = least.min(candidate.in_flight);
         }
         let mean = in_flight as f64 / f64::from(n);
-        let price = PRICE * f64::from(least) * f64::from(least);
+        let scarcity = self.misses.share();
+        let price = PRICE * (f64::from(least).powi(2) + SCARCE * scarcity * mean * mean);
         let home = self.home(now, request, candidates);
         let share = if home.is_some() { SESSION_SHARE } else { SHARED_SHARE };
 
@@ -250,6 +266,7 @@ impl Policy for Adaptive {
         }
         let (_, position, candidate) = best.get()?;
         self.remember(now, request, candidate.id);
+        self.misses.learn(now, request.prompt_blocks, candidate.matched_blocks, most_cached);
         Some(Decision { position, reason: scored(candidate) })
     }
 }
@@ -317,7 +334,7 @@ impl Settings for AdaptiveConfig {
 
 #[cfg(test)]
 mod tests {
-    use kvroute_types::{LoadSnapshot, TokenCount};
+    use kvroute_types::{BlockHash, LoadSnapshot, TokenCount};
 
     use super::*;
     use crate::Reason;
@@ -431,6 +448,19 @@ mod tests {
         let table = in_flight([0, 0], [0, 9]);
         let (_, scores) = choose_scored(&mut policy, &next, &table);
         assert_scores(&scores, &[(10, -348.5), (20, -(0.9 * 11.0 + 200.0))]);
+    }
+
+    #[test]
+    fn capacity_misses_raise_the_price() {
+        let mut policy = adaptive();
+        let blocks: Vec<BlockHash> = (0..256).map(BlockHash).collect();
+        for s in [0.0, 60.0] {
+            policy.misses.learn(Timestamp::from_secs_f64(s), &blocks, 0, 0);
+        }
+        // Two that hold nothing, with 3 requests each: e = 16 / (0.995 * 16 + 16), and the price 0.005 * (9 + 8 e 9).
+        let (_, scores) = choose_scored(&mut policy, &ten_blocks(), &in_flight([3, 3], [0, 0]));
+        let cost = 249.5 * 2.0 + 0.005 * 9.0 * (1.0 + 8.0 / 1.995) * 165.0;
+        assert_scores(&scores, &[(10, -cost), (20, -cost)]);
     }
 
     #[test]
