@@ -4,6 +4,8 @@
 //! full blocks (131,072 tokens in blocks of 16); no score is kept. `rule` measures every rule that there is, `-- rule`
 //! alone them.
 
+use std::sync::LazyLock;
+
 use divan::{Bencher, black_box};
 use kvroute_policy::{
     BlockNames, Candidate, Event, LeastLoaded, LoadSignal, Policy, PolicyConfig, RequestView,
@@ -12,7 +14,8 @@ use kvroute_policy::{
 use kvroute_types::{BlockHash, InstanceId, LoadSnapshot, RequestId, Timestamp, TokenCount, mix64};
 
 const CANDIDATES: [usize; 5] = [2, 16, 64, 256, 1_024];
-static PROMPT: [BlockHash; 8_192] = [BlockHash(0); 8_192];
+static PROMPT: LazyLock<Vec<BlockHash>> =
+    LazyLock::new(|| (0..8_192).map(|nth| BlockHash(mix64(nth))).collect());
 
 fn main() {
     divan::main();
