@@ -462,7 +462,7 @@ fn of_all<T>(
 }
 
 /// `None` of nothing.
-fn mean(values: &[f64]) -> Option<f64> {
+pub(crate) fn mean(values: &[f64]) -> Option<f64> {
     ratio(values.iter().sum(), values.len() as f64)
 }
 

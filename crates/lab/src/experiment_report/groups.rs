@@ -10,8 +10,8 @@ use std::fmt::Write as _;
 use crate::columns::{finite, fixed};
 use crate::report::slug;
 use crate::{
-    Cell, Comparison, Estimate, ExperimentResults, ExperimentRun, LoadPoint, RunResult, compare,
-    mean,
+    Cell, Comparison, Condition, Estimate, ExperimentResults, ExperimentRun, LoadPoint, RunResult,
+    compare, mean,
 };
 
 /// The policy with a weight for the cache and one for the load.
@@ -423,17 +423,14 @@ impl<'a> Grid<'a> {
         let sizes: BTreeSet<_> = self.scenes.iter().map(|s| s.cell.instances).collect();
         let mut slugs = BTreeSet::new();
         for scene in &mut self.scenes {
-            let Cell { workload, instances, load, condition, .. } = scene.cell;
-            let mut parts = vec![workload.clone()];
+            let mut parts = vec![scene.cell.workload.clone()];
             if loads.len() > 1 {
-                parts.extend(load_text(load));
+                parts.extend(load_text(&scene.cell.load));
             }
             if sizes.len() > 1 {
-                parts.push(format!("{instances} instances"));
+                parts.push(instances_text(scene.cell));
             }
-            if !condition.sweep.is_empty() {
-                parts.push(format!("{} {}", condition.sweep, condition.label));
-            }
+            parts.extend(condition_text(scene.cell));
             scene.name = parts.join(", ");
             let slug = slug(&scene.name);
             let mut unique = slug.clone();
@@ -657,6 +654,17 @@ impl LoadUnit {
 pub(super) fn is_near(share: f64) -> bool {
     // A quotient is rounded.
     share <= 0.05 + 1e-9
+}
+
+/// A number of instances to read.
+pub(super) fn instances_text(cell: &Cell) -> String {
+    format!("{} instances", cell.instances)
+}
+
+/// A condition to read; `None` if there is none.
+pub(super) fn condition_text(cell: &Cell) -> Option<String> {
+    let Condition { sweep, label, .. } = &cell.condition;
+    (!sweep.is_empty()).then(|| format!("{sweep} {label}"))
 }
 
 /// A load to read; `None` if the workload keeps its own times.

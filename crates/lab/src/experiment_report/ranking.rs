@@ -5,11 +5,12 @@ use std::collections::BTreeSet;
 use super::Drawn;
 use super::axis::Axis;
 use super::canvas::{Anchor, CHARACTER, Canvas, GRID, Look, WIDTH};
-use super::groups::{Grid, GridCell, Quantity, Scene, load_text};
+use super::groups::{Grid, GridCell, Quantity, Scene, condition_text, instances_text, load_text};
 use super::losses::BLIND;
 use super::tables::{Datum, Heading, Kind, Table, csv_text};
 use crate::columns::shortened;
 use crate::report::slug;
+use crate::run_result::mean;
 
 /// As good as the best: no more than this above it.
 const NEAR: f64 = 1.05;
@@ -48,13 +49,9 @@ impl Part {
     fn all(grid: &Grid<'_>) -> Vec<Self> {
         let by = [
             |scene: &Scene<'_>| Some(scene.cell.workload.clone()),
-            |scene: &Scene<'_>| Some(format!("{} instances", scene.cell.instances)),
+            |scene: &Scene<'_>| Some(instances_text(scene.cell)),
             |scene: &Scene<'_>| load_text(&scene.cell.load),
-            |scene: &Scene<'_>| {
-                let condition = &scene.cell.condition;
-                let name = format!("{} {}", condition.sweep, condition.label);
-                (!condition.sweep.is_empty()).then_some(name)
-            },
+            |scene: &Scene<'_>| condition_text(scene.cell),
         ];
         let mut all = Vec::new();
         for name_of in by {
@@ -253,10 +250,6 @@ impl Ranked {
         }
         1.0 + f64::from(better) + f64::from(equal) / 2.0
     }
-}
-
-fn mean(values: &[f64]) -> Option<f64> {
-    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
 }
 
 fn geometric_mean(values: &[f64]) -> Option<f64> {
